@@ -20,7 +20,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbdev.export import nb_export
 from tqdm import tqdm
 
@@ -51,8 +51,14 @@ def load(md):
 
 def sources(root):
     "{path relative to root: notebook} of every text notebook, chapters before benchmarks."
-    found = [*sorted(root.glob("nbs/*.md")), *sorted(root.glob("nbs/bench/*.md"))]
-    return {md.relative_to(root): load(md) for md in found}
+    notebooks = {}
+    for md in [*sorted(root.glob("nbs/*.md")), *sorted(root.glob("nbs/bench/*.md"))]:
+        rel = md.relative_to(root)
+        try:
+            notebooks[rel] = load(md)
+        except Exception as e:    # jupytext's own, and whatever the YAML in a header or a cell's options brings
+            raise Broken(f"{rel}: not a MyST notebook: {e}") from None
+    return notebooks
 
 
 def is_bench(rel):
@@ -206,6 +212,8 @@ def execute(root, rel, nb):
         number = next(i for i, c in enumerate(nb.cells, 1) if any(o.output_type == "error" for o in c.get("outputs", [])))
         source = nb.cells[number - 1].source.strip().splitlines()
         raise Broken(f"{rel}: cell {number} ({source[0]} ...) failed: {e.ename}: {e.evalue}") from None
+    except (CellTimeoutError, DeadKernelError) as e:
+        raise Broken(f"{rel}: {e}") from None
     return normalise(nb)
 
 

@@ -1,0 +1,79 @@
+// Draws the figures stored in the page, in the theme's colours, and again when the theme or the room for them changes.
+(function () {
+  "use strict";
+  const NARROW = 520;    // px: below it titles wrap, and the legend goes under the figure
+
+  function colours() {
+    const css = getComputedStyle(document.documentElement), of = (name) => css.getPropertyValue("--pst-color-" + name).trim();
+    return { text: of("text-base"), muted: of("text-muted"), line: of("border"), surface: of("surface") };
+  }
+
+  // A template holds defaults only: what a figure sets itself stays.
+  function template(given, narrow) {
+    const c = colours(), clear = "rgba(0,0,0,0)";
+    const axis = { gridcolor: c.line, linecolor: c.line, zerolinecolor: c.line, tickcolor: c.line, automargin: true };
+    const layout = Object.assign({}, given && given.layout, {
+      paper_bgcolor: clear, plot_bgcolor: clear,
+      font: { color: c.text, size: narrow ? 11 : 13, family: getComputedStyle(document.body).fontFamily },
+      hoverlabel: { bgcolor: c.surface, bordercolor: c.line, font: { color: c.text } },
+      margin: { t: 60, b: 56, l: 60, r: 24 }, legend: { bgcolor: clear }, updatemenudefaults: { bgcolor: c.surface, bordercolor: c.line },
+      sliderdefaults: { bgcolor: c.line, bordercolor: c.line, tickcolor: c.muted },
+    });
+    for (const name of ["xaxis", "yaxis"]) layout[name] = Object.assign({}, given && given.layout && given.layout[name], axis);
+    return Object.assign({}, given, { layout: layout });
+  }
+
+  function wrap(text, width) {
+    const lines = [""];
+    for (const word of text.split(" ")) {
+      if (lines.at(-1) && lines.at(-1).length + word.length >= width) lines.push("");
+      lines.push((lines.pop() + " " + word).trim());
+    }
+    return lines.join("<br>");
+  }
+
+  function layoutFor(given, width) {
+    const narrow = width < NARROW;
+    const layout = Object.assign({ uirevision: "kept" }, given, { autosize: true, template: template(given.template, narrow) });
+    delete layout.width;
+    if (!narrow) return layout;
+    const title = typeof given.title === "string" ? { text: given.title } : given.title;
+    if (title && title.text) {
+      const text = wrap(title.text, Math.floor(width / 8));
+      layout.title = Object.assign({}, title, { text: text, font: Object.assign({}, title.font, { size: 14 }) });
+    }
+    layout.margin = Object.assign({}, given.margin, { l: 40, r: 10 });
+    layout.legend = Object.assign({}, given.legend, { orientation: "h", x: 0, xanchor: "left", y: -0.25, yanchor: "top" });
+    return layout;
+  }
+
+  async function draw(holder) {
+    const spec = JSON.parse(holder.querySelector("script").textContent), plot = document.createElement("div");
+    holder.append(plot);
+    const config = Object.assign({ responsive: true, displaylogo: false }, spec.config);
+    let narrow = holder.clientWidth < NARROW;
+    await Plotly.newPlot(plot, { data: spec.data, layout: layoutFor(spec.layout, holder.clientWidth), frames: spec.frames, config: config });
+    holder.redraw = () => Plotly.react(plot, plot.data, layoutFor(spec.layout, holder.clientWidth), config);
+    new ResizeObserver(() => {
+      if (narrow === (narrow = holder.clientWidth < NARROW)) return;
+      holder.redraw();
+    }).observe(holder);
+    holder.dataset.ready = "yes";
+  }
+
+  async function start() {
+    const holders = [...document.querySelectorAll(".mc-plotly")];
+    for (const holder of holders) {
+      try {
+        await draw(holder);
+      } catch (error) {
+        holder.dataset.ready = "failed";
+        holder.textContent = "This figure could not be drawn: " + error.message;
+        console.error(error);
+      }
+    }
+    new MutationObserver(() => holders.forEach((h) => h.redraw && h.redraw()))
+      .observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+  }
+  document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
+})();
