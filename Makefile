@@ -6,20 +6,20 @@ LAB    := jupyterlab==4.6.6
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
-MAKEFLAGS += --no-print-directory
+MAKEFLAGS += --silent --no-print-directory
 
 INPUTS := $(shell find _config.yml _toc.yml CHANGELOG.md book nbs -type f \
             -not -path '*/__pycache__/*' -not -path '*/vendor/*' -not -path '*/.*' 2> /dev/null)
 
 .PHONY: help book serve test lab bench sync clean environment chromium smoke
 help:
-	@echo "make book    build the book (first the environment, the package and the notebooks, where out of date)"
-	@echo "make serve   build it and show it at http://127.0.0.1:$(PORT)"
-	@echo "make test    build it, then run every test: equations, notebooks, command line, the book in a browser"
-	@echo "make lab     write: JupyterLab on nbs/*.md, the sources of everything (then make sync)"
-	@echo "make sync    bring mc/ and nbs/*.ipynb up to date with nbs/*.md"
-	@echo "make bench   run every benchmark in full and record its results (long)"
-	@echo "make clean   remove what was built (not .venv)"
+	echo "make book    build the book (first the environment, the package and the notebooks, where out of date)"
+	echo "make serve   build it and show it at http://127.0.0.1:$(PORT)"
+	echo "make test    build it, then run every test: equations, notebooks, command line, the book in a browser"
+	echo "make lab     write: JupyterLab on nbs/*.md, the sources of everything (then make sync)"
+	echo "make sync    bring mc/ and nbs/*.ipynb up to date with nbs/*.md"
+	echo "make bench   run every benchmark in full and record its results (long)"
+	echo "make clean   remove what was built (not .venv)"
 
 # $(call quietly,NAME,COMMAND): the output goes to a log; when the command fails, what matters of it is shown
 quietly = mkdir -p _build/logs && { { $(2); } > _build/logs/$(1).log 2>&1 || { \
@@ -29,68 +29,68 @@ quietly = mkdir -p _build/logs && { { $(2); } > _build/logs/$(1).log 2>&1 || { \
 environment: .venv/.packages .venv/.mc
 
 .venv/.packages: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed, and $(PYTHON) is not; try make PYTHON=/path/to/python3" >&2; exit 1; }
-	@[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv > /dev/null \
+	[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv > /dev/null \
 	  || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
-	@echo "environment: torch (about half a minute)"
-	@$(call quietly,torch,pip install --disable-pip-version-check $$(grep -o '^torch==[^ ]*' $<))
-	@echo "environment: the other packages (about a minute)"
-	@$(call quietly,packages,pip install --disable-pip-version-check -r $<)
-	@touch $@
+	echo "environment: torch (about half a minute)"
+	$(call quietly,torch,pip install --disable-pip-version-check $$(grep -o '^torch==[^ ]*' $<))
+	echo "environment: the other packages (about a minute)"
+	$(call quietly,packages,pip install --disable-pip-version-check -r $<)
+	touch $@
 
 .venv/.mc: pyproject.toml .venv/.packages
-	@$(call quietly,mc,pip install --disable-pip-version-check --no-deps --no-build-isolation -e .)
-	@touch $@
+	$(call quietly,mc,pip install --disable-pip-version-check --no-deps --no-build-isolation -e .)
+	touch $@
 
 sync: environment
-	@python book/_tools/nbtool.py sync
+	python book/_tools/nbtool.py sync
 
 # A stamp, not the notebook: papermill writes that after every cell, so a run cut short leaves one too.
 smoke: book/runs/mqar/.smoke
-book/runs/mqar/.smoke: nbs/bench/mqar.ipynb nbs/bench/mqar.yaml $(shell find mc -name '*.py')
-	@echo "benchmark: mqar, smoke profile (under a minute)"
-	@mc bench mqar --profile smoke --out book/runs
-	@touch $@
+book/runs/mqar/.smoke: nbs/bench/mqar.ipynb nbs/bench/mqar.yaml $(shell find mc -name '*.py' 2> /dev/null)
+	echo "benchmark: mqar, smoke profile (under a minute)"
+	mc bench mqar --profile smoke --out book/runs
+	touch $@
 
 # Each step may change what the next one depends on, so each gets a fresh make.
 book: sync
-	@$(MAKE) smoke
-	@$(MAKE) _build/html/.complete
-	@echo "The book is _build/html/index.html; make serve shows it."
+	$(MAKE) smoke
+	$(MAKE) _build/html/.complete
+	echo "The book is _build/html/index.html; make serve shows it."
 
 # Sphinx reports a page's warnings only when it reads the page, and rewrites only changed pages:
 # after a failure, or when what all pages share has changed, every page is built again.
 _build/html/.complete: $(INPUTS)
-	@echo "book: building"
-	@$(if $(filter-out nbs/% book/runs/% %.md,$?),rm -f $@)
-	@[ -f $@ ] && all= || all=--all; rm -f $@; $(call quietly,book,jupyter-book build . -W -n --keep-going $$all)
-	@touch $@
+	echo "book: building"
+	$(if $(filter-out nbs/% book/runs/% %.md,$?),rm -f $@)
+	[ -f $@ ] && all= || all=--all; rm -f $@; $(call quietly,book,jupyter-book build . -W -n --keep-going $$all)
+	touch $@
 
 serve: book
-	@echo "http://127.0.0.1:$(PORT) (Ctrl-C stops)"
-	@python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html > /dev/null 2>&1 \
-	  || echo "port $(PORT) is taken? try make serve PORT=8001"
+	echo "http://127.0.0.1:$(PORT) (Ctrl-C stops)"
+	python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html > /dev/null 2>&1 \
+	  || echo "stopped; if port $(PORT) is taken, make serve PORT=8001"
 
 chromium:
-	@for c in "$$CHROMIUM" chromium chromium-browser google-chrome; do command -v "$$c" > /dev/null && exit 0; done; \
+	for c in "$$CHROMIUM" chromium chromium-browser google-chrome; do command -v "$$c" > /dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  echo "chromium: installing it for the browser tests"; \
 	  ($(call quietly,chromium,apt-get update && apt-get install -y --no-install-recommends chromium)) && exit 0; fi; \
 	echo "No Chromium, so the browser tests will be skipped. Debian: sudo apt-get install chromium; or set CHROMIUM=/path/to/it"
 
 test: book chromium
-	@pytest -q tests nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
+	pytest -q tests nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
 
 # The text notebooks open as notebooks; the setting stays inside .venv.
 lab: environment
-	@python -c 'import jupyterlab' 2> /dev/null || $(call quietly,jupyterlab,pip install --disable-pip-version-check $(LAB))
-	@JUPYTER_CONFIG_DIR=$(CURDIR)/.venv/etc/jupyter jupytext-config set-default-viewer > /dev/null
-	@jupyter lab --notebook-dir=nbs
+	python -c 'import jupyterlab' 2> /dev/null || $(call quietly,jupyterlab,pip install --disable-pip-version-check $(LAB))
+	JUPYTER_CONFIG_DIR=$(CURDIR)/.venv/etc/jupyter jupytext-config set-default-viewer > /dev/null
+	jupyter lab --notebook-dir=nbs
 
 bench: sync
-	@for b in $(basename $(notdir $(wildcard nbs/bench/*.yaml))); do mc bench $$b --profile cpu || exit; done
+	for b in $(basename $(notdir $(wildcard nbs/bench/*.yaml))); do mc bench $$b --profile cpu || exit; done
 
 clean:
-	@echo "removing _build, book/runs, book/_static/vendor and caches"
-	@rm -rf _build book/runs book/_static/vendor mc.egg-info build .pytest_cache .hypothesis
+	echo "removing _build, book/runs, book/_static/vendor and caches"
+	rm -rf _build book/runs book/_static/vendor mc.egg-info build .pytest_cache .hypothesis
