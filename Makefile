@@ -23,7 +23,7 @@ help:
 
 # $(call quietly,NAME,COMMAND): the output goes to a log; when the command fails, what matters of it is shown
 quietly = mkdir -p _build/logs && { { $(2); } > _build/logs/$(1).log 2>&1 || { \
-    grep -E 'WARNING:|ERROR|[Ee]rror:' _build/logs/$(1).log | grep -v "' is ignored: it is" | tail -n 30 >&2; \
+    { grep -E 'WARNING:|ERROR|[Ee]rror:' _build/logs/$(1).log || tail -n 20 _build/logs/$(1).log; } | tail -n 30 >&2; \
     echo "make: $(1) failed; the whole log is _build/logs/$(1).log" >&2; exit 1; }; }
 
 environment: .venv/.packages .venv/.mc
