@@ -49,7 +49,8 @@ class PlotlyFigures:
         renderer.add_js_file("plotly", "vendor/plotly.min.js", {"priority": 200})
         renderer.add_js_file("plotly_boot", "plotly-boot.js", {"priority": 210})
         spec = json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c")    # no text in it can end the script
-        html = FIGURE.format(alt=escape(alt), height=layout.get("height", 450), mime=PLOTLY, spec=spec)
+        height = layout.get("height") or layout.get("template", {}).get("layout", {}).get("height", 450)
+        html = FIGURE.format(alt=escape(alt), height=height, mime=PLOTLY, spec=spec)
         return [nodes.raw(text=html, format="html", classes=["output"])]
 
 

@@ -1,7 +1,7 @@
 // Draws the figures stored in the page, in the theme's colours, and again when the theme or the room for them changes.
 (function () {
   "use strict";
-  const NARROW = 520;    // px: below it titles wrap, and the legend goes under the figure
+  const NARROW = 520;    // px: below it titles wrap, letters shrink and legends go under the figure
 
   function colours() {
     const css = getComputedStyle(document.documentElement), of = (name) => css.getPropertyValue("--pst-color-" + name).trim();
@@ -10,16 +10,18 @@
 
   // A template holds defaults only: what a figure sets itself stays.
   function template(given, narrow) {
-    const c = colours(), clear = "rgba(0,0,0,0)";
+    const c = colours(), clear = "rgba(0,0,0,0)", base = (given && given.layout) || {};
     const axis = { gridcolor: c.line, linecolor: c.line, zerolinecolor: c.line, tickcolor: c.line, automargin: true };
-    const layout = Object.assign({}, given && given.layout, {
-      paper_bgcolor: clear, plot_bgcolor: clear,
+    const over = {
       font: { color: c.text, size: narrow ? 11 : 13, family: getComputedStyle(document.body).fontFamily },
       hoverlabel: { bgcolor: c.surface, bordercolor: c.line, font: { color: c.text } },
-      margin: { t: 60, b: 56, l: 60, r: 24 }, legend: { bgcolor: clear }, updatemenudefaults: { bgcolor: c.surface, bordercolor: c.line },
+      legend: { bgcolor: clear }, xaxis: axis, yaxis: axis,
+      updatemenudefaults: { bgcolor: c.surface, bordercolor: c.line },
       sliderdefaults: { bgcolor: c.line, bordercolor: c.line, tickcolor: c.muted },
-    });
-    for (const name of ["xaxis", "yaxis"]) layout[name] = Object.assign({}, given && given.layout && given.layout[name], axis);
+    };
+    if (narrow) over.margin = { l: 10, r: 10 };
+    const layout = Object.assign({}, base, { paper_bgcolor: clear, plot_bgcolor: clear });
+    for (const name in over) layout[name] = Object.assign({}, base[name], over[name]);
     return Object.assign({}, given, { layout: layout });
   }
 
@@ -42,8 +44,7 @@
       const text = wrap(title.text, Math.floor(width / 8));
       layout.title = Object.assign({}, title, { text: text, font: Object.assign({}, title.font, { size: 14 }) });
     }
-    layout.margin = Object.assign({}, given.margin, { l: 40, r: 10 });
-    layout.legend = Object.assign({}, given.legend, { orientation: "h", x: 0, xanchor: "left", y: -0.25, yanchor: "top" });
+    layout.legend = Object.assign({}, given.legend, { orientation: "h", x: 0, xanchor: "left", y: -0.3, yanchor: "top" });
     return layout;
   }
 
