@@ -34,7 +34,7 @@ class CausalConv(nn.Module):
         x = torch.cat([before, x], 1)
         return self.proj(x.unfold(1, self.width, 1).flatten(2)), x[:, x.shape[1] - self.width + 1 :]
 
-# %% ../nbs/61_layer.ipynb #f6fe34e4
+# %% ../nbs/61_layer.ipynb #8a04a157
 BACKENDS = ("linear",)
 
 
@@ -49,7 +49,7 @@ class MCConfig:
     """A Memory Caching layer.
 
     `d_model` is the width of its input, shared by `num_heads` heads; `backend` names the memory; `aggregation`,
-    `segment_size`, `init` and `gate_scale` are those of `mc.memory_caching`; `conv_size` inputs make each q, k, v and u.
+    `segment_size`, `init` and `gate_scale` are those of `mc.memory_caching`; `conv_size` inputs make each q, k and v.
     """
 
     d_model: int
@@ -78,7 +78,7 @@ class LinearMemoryBackend(nn.Module):
         "The memory for the inputs `x` (B, T, d_model)."
         return LinearMemory()
 
-# %% ../nbs/61_layer.ipynb #df36b866
+# %% ../nbs/61_layer.ipynb #d7da25db
 def check_input(x: Tensor, rank: int, width: int, like: Tensor) -> None:
     "Refuse an input that is not a finite tensor of `rank` axes, the last `width` wide, of the type and device of `like`."
     shape = "(B, T, d_model)" if rank == 3 else "(B, d_model)"
@@ -102,8 +102,8 @@ class MemoryCachingLayer(nn.Module):
         super().__init__()
         self.config = config
         width = config.d_model
-        parts = 4 if config.aggregation == "grm" else 3                     # only a gate needs the connector u
-        self.conv = CausalConv(width, parts * width, config.conv_size)
+        self.conv = CausalConv(width, 3 * width, config.conv_size)
+        self.connector = nn.Linear(width, width, bias=False) if config.aggregation == "grm" else None
         self.backend = backend or LinearMemoryBackend()
         self.norm = nn.RMSNorm(width // config.num_heads)
         self.gate = nn.Linear(width, width, bias=False)
@@ -134,9 +134,10 @@ class MemoryCachingLayer(nn.Module):
         check_input(x, 3, config.d_model, self.out.weight)
         before = self._inputs(x, cache)
         projected, after = self.conv(x, before)
-        q, k, v, *u = projected.unflatten(-1, (-1, config.num_heads, config.d_model // config.num_heads)).unbind(2)
+        q, k, v = projected.unflatten(-1, (3, config.num_heads, -1)).unbind(2)                    # (B, T, H, D)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        out = run(q, k, v, u[0] if u else q, self.backend(x), config.aggregation, config.segment_size, config.init,
+        u = self.connector(x).unflatten(-1, (config.num_heads, -1)) if self.connector else q      # only a gate asks for u
+        out = run(q, k, v, u, self.backend(x), config.aggregation, config.segment_size, config.init,
                   config.gate_scale, cache=cache)
         return out, replace(out.cache, inputs=after)
 

@@ -1,0 +1,140 @@
+"""Benchmarks from the command line: kept, gone on with, and refused in one sentence."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mc.bench import MQARRun, measure, measure_all
+from mc.cli import main
+from mc.records import interval, read_records
+from mc.storage import load_json, save_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = MQARRun("grm", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8)
+
+
+def mc(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def tiny(folder):
+    "A copy of the MQAR benchmark with a profile of four steps, in a checkout of its own."
+    place = folder / "nbs/bench"
+    place.mkdir(parents=True)
+    (place / "mqar.ipynb").write_bytes((ROOT / "nbs/bench/mqar.ipynb").read_bytes())
+    small = dict(seeds=[0], vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8, jobs=1)
+    (place / "mqar.yaml").write_text(yaml.safe_dump({"tiny": small, "typo": small | {"step": 3}}))
+    return place
+
+
+def test_a_benchmark_leaves_records_models_and_its_notebook(tmp_path):
+    place = tiny(tmp_path)
+    arguments = ["bench", "mqar", "--profile", "tiny", "--out", tmp_path / "results", "--notebooks", place]
+    result = mc(*arguments)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "results/mqar/tiny"
+    records = read_records(folder)
+    assert [r["variant"] for r in records] == ["attention", "grm", "none", "residual"]
+    assert all(r["command"] == "mc bench mqar --profile tiny" and r["commit"] for r in records)
+    assert sorted(p.stem for p in (folder / "models").iterdir()) == ["attention", "grm", "none", "residual"]
+    kept = nbformat.read(f"{folder}.ipynb", 4)
+    assert "papermill" not in kept.metadata and str(tmp_path) not in json.dumps(kept)
+    assert all(cell.execution_count for cell in kept.cells if cell.cell_type == "code")
+
+    times = {p: p.stat().st_mtime_ns for p in folder.glob("*.json")}
+    assert mc(*arguments).exit_code == 0                                           # everything is there: nothing runs again
+    assert times == {p: p.stat().st_mtime_ns for p in folder.glob("*.json")}
+
+
+def test_a_record_cut_in_half_is_named(tmp_path):
+    place = tiny(tmp_path)
+    folder = tmp_path / "results/mqar/tiny"
+    measure(RUN, folder, "a test")
+    path = folder / "grm-seed0.json"
+    path.write_text(path.read_text()[:40])
+    result = mc("bench", "mqar", "--profile", "tiny", "--out", tmp_path / "results", "--notebooks", place)
+    assert result.exit_code == 2 and "grm-seed0.json is not a complete JSON file" in result.output
+    assert "Traceback" not in result.output
+    assert {p.stem for p in folder.glob("*.json")} == {"attention-seed0", "grm-seed0", "none-seed0", "residual-seed0"}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["bench"], "Missing argument"), (["bench", "mqra"], "NAME must be one of mqar"),
+    (["bench", "mqar", "--profile", "gpu"], "--profile must be one of tiny, typo; got 'gpu'"),
+    (["bench", "mqar", "--profile", "typo"], "has no parameter step"), (["bunch"], "No such command"),
+])
+def test_wrong_requests_end_with_a_sentence_and_code_2(arguments, message, tmp_path):
+    result = mc(*arguments, *(["--notebooks", tiny(tmp_path)] if arguments[0] == "bench" else []))
+    assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
+
+
+def test_one_failing_run_does_not_lose_the_others(tmp_path):
+    broken = replace(RUN, seed=1, learning_rate=float("nan"))
+    with pytest.raises(RuntimeError, match="1 of 3 runs failed(.|\n)*grm seed 1: ValueError: x contains NaN"):
+        measure_all([broken, RUN, replace(RUN, variant="none")], tmp_path, "a test", jobs=1)
+    assert [r["variant"] for r in read_records(tmp_path)] == ["grm", "none"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_record(tmp_path):
+    from mc.train import TrainConfig, train
+
+    whole = measure(RUN, tmp_path / "whole", "a test")
+    config = TrainConfig(RUN.steps, RUN.learning_rate, warmup=RUN.steps // 8, seed=0)
+    from mc.tasks.mqar import curriculum
+
+    def batch(step, generator):
+        task, size = curriculum(RUN.task, RUN.batch, step, RUN.steps)
+        return task.sample(size, generator)[:2]
+
+    train(RUN.model(), batch, config, checkpoint=tmp_path / "cut/.grm-seed0.checkpoint", stop=2, progress=False)
+    again = measure(RUN, tmp_path / "cut", "a test")
+    unstable = {"seconds", "cpu_seconds", "time"}
+    assert {k: v for k, v in again.items() if k not in unstable} == {k: v for k, v in whole.items() if k not in unstable}
+
+
+def test_a_record_made_with_other_settings_is_refused(tmp_path):
+    measure(RUN, tmp_path, "a test")
+    with pytest.raises(ValueError, match="recorded with other settings"):
+        measure(replace(RUN, steps=5), tmp_path, "a test")
+
+
+def test_incomplete_records_are_named(tmp_path):
+    save_json(tmp_path / "grm-seed0.json", {"variant": "grm"})
+    with pytest.raises(ValueError, match="grm-seed0.json is not a complete record: it lacks seed, accuracy"):
+        read_records(tmp_path)
+    (tmp_path / "grm-seed0.json").write_text("[1]")
+    with pytest.raises(ValueError, match="must hold a JSON object, found a list"):
+        load_json(tmp_path / "grm-seed0.json")
+
+
+def test_unknown_variants_are_refused():
+    with pytest.raises(ValueError, match="variant must be one of attention, none, residual, grm; got 'rnn'"):
+        MQARRun("rnn", 0)
+
+
+def test_interval_against_a_table():
+    "t with 2 degrees of freedom at 97.5 % is 4.303."
+    mean, low, high = interval([1.0, 2.0, 3.0])
+    assert mean == 2 and high - mean == pytest.approx(4.303 / 3**0.5, abs=1e-3) and mean - low == pytest.approx(high - mean)
+
+
+def test_shipped_records_and_models_are_whole():
+    "The book's numbers: three seeds of four variants, one commit, and models that still score what the record says."
+    from mc.bench import score
+    from mc.model import LanguageModel
+
+    folder = ROOT / "results/mqar/cpu"
+    records = read_records(folder)
+    assert sorted((r["variant"], r["seed"]) for r in records) == [
+        (v, s) for v in ("attention", "grm", "none", "residual") for s in (0, 1, 2)]
+    assert {r["command"] for r in records} == {"mc bench mqar --profile cpu"}
+    assert not any(r["commit"].endswith("+") for r in records)
+    for record in (r for r in records if r["seed"] == 0):
+        path = folder / "models" / f"{record['variant']}.safetensors"
+        assert path.stat().st_size < 1_000_000
+        now = score(MQARRun(**record["settings"]), LanguageModel.load(path))
+        assert now["test_hash"] == record["test_hash"] and now["accuracy"] == pytest.approx(record["accuracy"], abs=1e-3)

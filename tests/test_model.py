@@ -1,0 +1,68 @@
+"""The language model: streaming through all blocks, files, and tokens that it refuses."""
+import pytest
+import torch
+
+import mc
+
+MIXERS = [mc.MCConfig(16, 2, segment_size=4), mc.MCConfig(16, 2, aggregation="none"), mc.AttentionConfig(16, 2)]
+
+
+def model_of(mixer):
+    torch.manual_seed(0)
+    return mc.LanguageModel(mc.LMConfig(32, 2, mixer)).double()
+
+
+def tokens(T=11):
+    return torch.randint(32, (2, T), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+def test_tokens_one_by_one_equal_all_at_once(mixer):
+    model, caches, rows = model_of(mixer), None, []
+    for t in range(11):
+        logits, caches = model.forward_with_cache(tokens()[:, t : t + 1], caches)
+        rows.append(logits)
+    assert torch.allclose(torch.cat(rows, 1), model(tokens()), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+def test_a_saved_model_is_the_same_model(mixer, tmp_path):
+    model = model_of(mixer)
+    model.save(tmp_path / "model.safetensors")
+    again = mc.LanguageModel.load(tmp_path / "model.safetensors")
+    assert again.config == model.config and torch.equal(again(tokens()), model(tokens()))
+
+
+def test_models_differ_in_the_mixer_only():
+    "Equal but for W_u of gated models and the temperature of attention."
+    count = lambda mixer: sum(p.numel() for p in model_of(mixer).parameters())
+    assert count(MIXERS[0]) - count(MIXERS[1]) == 2 * 16 * 16 and count(MIXERS[2]) - count(MIXERS[1]) == 2 * 2
+
+
+@pytest.mark.parametrize("bad", [b"", b"not safetensors", "cut", "flipped"])
+def test_damaged_files_are_refused(bad, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model_of(MIXERS[0]).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[: len(whole) // 2], "flipped": b"\xff" + whole[1:]}.get(bad, bad))
+    with pytest.raises(ValueError, match="model.safetensors is not a complete file"):
+        mc.LanguageModel.load(path)
+
+
+def test_a_cache_is_not_a_model(tmp_path):
+    _, caches = model_of(MIXERS[0]).forward_with_cache(tokens())
+    caches[0].save(tmp_path / "cache.safetensors")
+    with pytest.raises(ValueError, match="not a saved model"):
+        mc.LanguageModel.load(tmp_path / "cache.safetensors")
+    model_of(MIXERS[0]).save(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="not a segment cache"):
+        mc.SegmentCache.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("bad, message", [
+    (tokens()[0], r"\(11,\)"), (tokens().float(), "float32"), (tokens()[:, :0], r"\(2, 0\)"),
+    (tokens() - 40, "between 0 and vocab_size - 1 = 31"), (tokens() + 30, "between 0 and vocab_size - 1 = 31"), ([1, 2], "got list"),
+])
+def test_bad_tokens_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        model_of(MIXERS[0])(bad)

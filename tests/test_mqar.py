@@ -1,0 +1,61 @@
+"""The task: fixed by its hash, and free of shortcuts."""
+import pytest
+import torch
+
+from mc.tasks.mqar import IGNORE, MQAR, correct, curriculum, fingerprint
+
+GOLDEN = "bb161b1e29af6691092f923dae34043299afd98f243dea7cc9f57c56f06b5552"
+
+
+def sample(task=MQAR(), n=64, seed=0):
+    return task.sample(n, torch.Generator().manual_seed(seed))
+
+
+def test_golden_hash():
+    assert fingerprint(sample(n=4)) == GOLDEN
+
+
+def test_global_randomness_is_not_touched():
+    before = torch.random.get_rng_state()
+    sample()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("task", [MQAR(), MQAR(32, 24, 8), MQAR(10, 13, 4), MQAR(4, 3, 1)], ids=str)
+def test_structure(task):
+    batch = sample(task)
+    tokens, labels, source = batch
+    asked = labels != IGNORE
+    assert tokens.shape == labels.shape == source.shape == (64, task.length)
+    assert (asked.sum(1) == task.pairs).all() and not asked[:, : 2 * task.pairs].any()
+    assert torch.equal(tokens.gather(1, source.clamp(min=0))[asked], labels[asked])
+    assert torch.equal(tokens.gather(1, source.clamp(min=1) - 1)[asked], tokens[asked])
+    assert (source[~asked] == -1).all()
+    for row, question in zip(tokens, asked):
+        keys, rest = row[: 2 * task.pairs : 2], row[2 * task.pairs :]
+        assert len(set(keys.tolist())) == task.pairs
+        assert sorted(row[question].tolist()) == sorted(keys.tolist())
+        assert not set(rest[~question[2 * task.pairs :]].tolist()) & set(keys.tolist())
+
+
+def test_correct_counts_right_answers():
+    batch = sample(MQAR(32, 24, 8), 5)
+    def oracle(tokens):
+        rows = (batch.tokens[None] == tokens[:, None]).all(-1).int().argmax(1)
+        return torch.nn.functional.one_hot(batch.labels[rows].clamp(min=0), 32).float()
+    assert correct(oracle, batch).tolist() == [1.0] * 5
+    assert correct(lambda tokens: torch.zeros(*tokens.shape, 32), batch).tolist() == [0.0] * 5
+
+
+def test_curriculum_keeps_the_tokens_of_a_step():
+    stages = [curriculum(MQAR(), 16, step, 800) for step in range(800)]
+    assert {task.length * batch for task, batch in stages} == {256 * 16}
+    assert [task.pairs for task, _ in stages[:: 160]] == [8, 16, 32, 64, 64]
+    assert curriculum(MQAR(32, 27, 9), 4, 0, 10) == (MQAR(32, 27, 9), 4)
+
+
+@pytest.mark.parametrize("bad, message", [(dict(length=100), "at least 3 \\* pairs"), (dict(pairs=0), "pairs >= 1"),
+                                          (dict(vocab_size=128), "vocab_size must exceed")])
+def test_impossible_tasks_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        MQAR(**bad)
