@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-# %% ../nbs/84_command_line.ipynb #ceac50e2
+# %% ../nbs/84_command_line.ipynb #975c3388
 class Refused(click.ClickException):
     "A request that cannot be carried out: one message, exit code 2, no traceback."
 
@@ -41,7 +41,7 @@ def run_notebook(source: Path, target: Path, parameters: dict) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(str(source), str(target), parameters, cwd=str(source.parent), kernel_name="python3",
-                                   progress_bar=False, stderr_file=sys.stderr)
+                                   progress_bar=False, stderr_file=sys.stderr, extra_arguments=["--log-level=40"])
     except PapermillExecutionError as error:
         raise Refused(f"{error.ename}: {error.evalue}\nthe executed notebook, up to the failing cell, is {target}") from None
     finally:
