@@ -269,6 +269,8 @@ def main():
         sync(ROOT, args.all) if args.command == "sync" else check(ROOT)
     except Broken as e:
         sys.exit(str(e))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what is done is kept, and the next run continues")
 
 
 if __name__ == "__main__":
