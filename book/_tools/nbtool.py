@@ -9,6 +9,7 @@ differs from what its .ipynb was made with. Benchmarks (nbs/bench) are converted
 """
 import argparse
 import ast
+import asyncio
 import hashlib
 import os
 import re
@@ -269,7 +270,7 @@ def main():
         sync(ROOT, args.all) if args.command == "sync" else check(ROOT)
     except Broken as e:
         sys.exit(str(e))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):    # nbclient turns the one into the other
         sys.exit("interrupted; what is done is kept, and the next run continues")
 
 
