@@ -215,6 +215,8 @@ def execute(root, rel, nb):
         raise Broken(f"{rel}: cell {number} ({source[0]} ...) failed: {e.ename}: {e.evalue}") from None
     except (CellTimeoutError, DeadKernelError) as e:
         raise Broken(f"{rel}: {e}") from None
+    except AssertionError:    # a cell's own is a CellExecutionError; on Ctrl-C nbclient closes its kernel twice and trips
+        raise KeyboardInterrupt from None
     return normalise(nb)
 
 
