@@ -50,6 +50,7 @@ sync: environment
 smoke: book/runs/mqar/.smoke
 book/runs/mqar/.smoke: nbs/bench/mqar.ipynb nbs/bench/mqar.yaml $(shell find mc -name '*.py' 2> /dev/null)
 	echo "benchmark: mqar, smoke profile (under a minute)"
+	rm -rf book/runs/mqar    # records made by an older mc
 	mc bench mqar --profile smoke --out book/runs
 	touch $@
 

@@ -9,7 +9,7 @@ __all__ = ['COLOURS', 'DASHES', 'NAMES', 'SEQUENTIAL', 'DIVERGING', 'describe', 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# %% ../nbs/90_figures.ipynb #5c13bfac
+# %% ../nbs/90_figures.ipynb #e53a1df8
 COLOURS = {"attention": "#0072B2", "none": "#E69F00", "residual": "#CC79A7", "grm": "#009E73"}
 DASHES = {"attention": "dot", "none": "solid", "residual": "dash", "grm": "solid"}
 NAMES = {"attention": "softmax attention", "none": "no caching", "residual": "residual, checkpoint",
@@ -22,7 +22,7 @@ pio.templates["mc"] = go.layout.Template(layout=dict(
     paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", margin=dict(l=10, r=10, t=60, b=10), height=400,
     xaxis=dict(automargin=True, zeroline=False, gridcolor="rgba(128,128,128,0.25)", ticks="outside", ticklen=4),
     yaxis=dict(automargin=True, zeroline=False, gridcolor="rgba(128,128,128,0.25)", ticks="outside", ticklen=4),
-    legend=dict(orientation="h", yanchor="top", y=-0.25, x=0), hoverlabel=dict(namelength=-1)))
+    legend=dict(orientation="h", yanchor="top", y=-0.3, x=0), hoverlabel=dict(namelength=-1)))
 pio.templates.default = "mc"
 
 
