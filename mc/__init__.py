@@ -6,12 +6,21 @@
 __all__ = ['SegmentCache', 'memory_caching', 'LinearMemoryBackend', 'MCConfig', 'MemoryCachingLayer', 'LinearMemory',
            'AttentionConfig', 'LanguageModel', 'LMConfig']
 
-# %% ../nbs/99_api.ipynb #d3447823
+# %% ../nbs/99_api.ipynb #0ef59e3c
 from .cache import SegmentCache
 from .functional import memory_caching
 from .layer import LinearMemoryBackend, MCConfig, MemoryCachingLayer
 from .memory.linear import LinearMemory
 from .model import AttentionConfig, LanguageModel, LMConfig
 
-_all_ = ["SegmentCache", "memory_caching", "LinearMemoryBackend", "MCConfig", "MemoryCachingLayer", "LinearMemory", "AttentionConfig",
-         "LanguageModel", "LMConfig"]
+_all_ = [
+    "SegmentCache",
+    "memory_caching",
+    "LinearMemoryBackend",
+    "MCConfig",
+    "MemoryCachingLayer",
+    "LinearMemory",
+    "AttentionConfig",
+    "LanguageModel",
+    "LMConfig",
+]

@@ -22,18 +22,22 @@ from .storage import load_json, save_json
 from .tasks.mqar import MQAR, correct, curriculum, fingerprint
 from .train import TrainConfig, train
 
-# %% ../nbs/83_measured_run.ipynb #851de2f7
+# %% ../nbs/83_measured_run.ipynb #4e9fdde5
 MIXERS = {
     "attention": AttentionConfig(d_model=64, num_heads=4),
     "none": MCConfig(d_model=64, num_heads=4, aggregation="none"),
-    "residual": MCConfig(d_model=64, num_heads=4, aggregation="residual", init="checkpoint"),
+    "residual": MCConfig(
+        d_model=64, num_heads=4, aggregation="residual", init="checkpoint"
+    ),
     "grm": MCConfig(d_model=64, num_heads=4, aggregation="grm", init="independent"),
 }
 
 
 @dataclass(frozen=True)
 class MQARRun:
-    "One run: a variant of `MIXERS`, a seed, the task and how long to train on how many sequences a step."
+    """One run: a variant of `MIXERS`, a seed, the task and how long to train on how many
+    sequences a step.
+    """
 
     variant: str
     seed: int
@@ -48,7 +52,9 @@ class MQARRun:
 
     def __post_init__(self):
         if self.variant not in MIXERS:
-            raise ValueError(f"variant must be one of {', '.join(MIXERS)}; got {self.variant!r}")
+            raise ValueError(
+                f"variant must be one of {', '.join(MIXERS)}; got {self.variant!r}"
+            )
 
     @property
     def task(self) -> MQAR:
@@ -64,38 +70,54 @@ class MQARRun:
             torch.manual_seed(self.seed)
             return LanguageModel(LMConfig(self.vocab_size, 2, mixer))
 
-# %% ../nbs/83_measured_run.ipynb #5ed2bada
+# %% ../nbs/83_measured_run.ipynb #d1d64fbb
 TEST_SEED = 2**40
 
 
 def score(run: MQARRun, model: LanguageModel) -> dict:
-    "Accuracy by number of pairs, the spread over test sequences, and the hash of the test set."
+    """Accuracy by number of pairs, the spread over test sequences, and the hash of the
+    test set.
+    """
     sets = {}
     for halvings in range(4):
         if run.pairs % 2**halvings == 0 and run.length % 2**halvings == 0:
             task = MQAR(run.vocab_size, run.length >> halvings, run.pairs >> halvings)
-            sets[task.pairs] = task.sample(run.test, torch.Generator().manual_seed(TEST_SEED))
+            sets[task.pairs] = task.sample(
+                run.test, torch.Generator().manual_seed(TEST_SEED)
+            )
     shares = {pairs: correct(model, batch) for pairs, batch in sets.items()}
-    return {"accuracy": round(shares[run.pairs].mean().item(), 5),
-            "by_pairs": {str(pairs): round(share.mean().item(), 5) for pairs, share in sorted(shares.items())},
-            "sd_over_sequences": round(shares[run.pairs].std().item(), 5), "test_hash": fingerprint(sets[run.pairs])}
+    return {
+        "accuracy": round(shares[run.pairs].mean().item(), 5),
+        "by_pairs": {
+            str(pairs): round(share.mean().item(), 5)
+            for pairs, share in sorted(shares.items())
+        },
+        "sd_over_sequences": round(shares[run.pairs].std().item(), 5),
+        "test_hash": fingerprint(sets[run.pairs]),
+    }
 
 
-def measure(run: MQARRun, folder: str | Path, command: str, keep_model: bool = False) -> dict:
-    """The record of `run`, from `folder` if it is there, else by training; an interrupted training goes on.
+def measure(
+    run: MQARRun, folder: str | Path, command: str, keep_model: bool = False
+) -> dict:
+    """The record of `run`, from `folder` if it is there, else by training; an
+    interrupted training goes on.
 
-    Writes `<variant>-seed<seed>.json` and, with `keep_model`, `models/<variant>.safetensors`. Raises `ValueError` when the
-    folder holds a record of the same name made with other settings, or a damaged one.
+    Writes `<variant>-seed<seed>.json` and, with `keep_model`,
+    `models/<variant>.safetensors`. Raises `ValueError` when the folder holds a record of
+    the same name made with other settings, or a damaged one.
     """
     folder = Path(folder)
     path = folder / f"{run.variant}-seed{run.seed}.json"
     if path.exists():
         record = load_json(path)
         if record.get("settings") != asdict(run):
-            raise ValueError(f"{path} was recorded with other settings; remove it or choose another --out")
+            raise ValueError(
+                f"{path} was recorded with other settings; remove it or choose another --out"
+            )
         return record
     torch.set_num_threads(1)
-    made_by = provenance(command)                                         # before the code can change under a long run
+    made_by = provenance(command)  # before the code can change under a long run
     model, checkpoint = run.model(), folder / f".{path.stem}.checkpoint"
 
     def batch(step, generator):
@@ -103,37 +125,67 @@ def measure(run: MQARRun, folder: str | Path, command: str, keep_model: bool = F
         return task.sample(size, generator)[:2]
 
     start, cpu = time.perf_counter(), time.process_time()
-    losses = train(model, batch, TrainConfig(run.steps, run.learning_rate, warmup=run.steps // 8, seed=run.seed),
-                   checkpoint=checkpoint, progress=False)
-    seconds = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    losses = train(
+        model,
+        batch,
+        TrainConfig(run.steps, run.learning_rate, warmup=run.steps // 8, seed=run.seed),
+        checkpoint=checkpoint,
+        progress=False,
+    )
+    seconds = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
     if keep_model:
         model.save(folder / "models" / f"{run.variant}.safetensors")
     blocks = [losses[i : i + 20] for i in range(0, len(losses), 20)]
-    record = {"variant": run.variant, "seed": run.seed, **score(run, model),
-              "parameters": sum(p.numel() for p in model.parameters()), **seconds,
-              "loss_every_20": [round(sum(b) / len(b), 4) for b in blocks], "settings": asdict(run), **made_by}
+    record = {
+        "variant": run.variant,
+        "seed": run.seed,
+        **score(run, model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **seconds,
+        "loss_every_20": [round(sum(b) / len(b), 4) for b in blocks],
+        "settings": asdict(run),
+        **made_by,
+    }
     save_json(path, record)
     checkpoint.unlink(missing_ok=True)
     return record
 
-# %% ../nbs/83_measured_run.ipynb #0ee46094
-def measure_all(runs: list[MQARRun], folder: str | Path, command: str, jobs: int = 1) -> list[dict]:
-    """The records of `runs`, `jobs` of them at a time; the model of each variant's first run is kept.
+# %% ../nbs/83_measured_run.ipynb #ba85d01b
+def measure_all(
+    runs: list[MQARRun], folder: str | Path, command: str, jobs: int = 1
+) -> list[dict]:
+    """The records of `runs`, `jobs` of them at a time; the model of each variant's first
+    run is kept.
 
     Raises `RuntimeError` that lists what failed, after everything else is done.
     """
     first = {run.variant: run for run in reversed(runs)}
     records, failed = [], []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(measure, run, folder, command, first[run.variant] == run): run for run in runs}
-        bar = tqdm(as_completed(waiting), total=len(runs), unit="run", desc="mqar", mininterval=0)
+        waiting = {
+            pool.submit(measure, run, folder, command, first[run.variant] == run): run
+            for run in runs
+        }
+        bar = tqdm(
+            as_completed(waiting), total=len(runs), unit="run", desc="mqar", mininterval=0
+        )
         for done in bar:
             run = waiting[done]
             try:
                 records.append(done.result())
-                bar.set_postfix_str(f"{run.variant} seed {run.seed}: {records[-1]['accuracy']:.3f}")
+                bar.set_postfix_str(
+                    f"{run.variant} seed {run.seed}: {records[-1]['accuracy']:.3f}"
+                )
             except Exception as error:
-                failed.append(f"{run.variant} seed {run.seed}: {type(error).__name__}: {error}")
+                failed.append(
+                    f"{run.variant} seed {run.seed}: {type(error).__name__}: {error}"
+                )
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; the others are recorded in {folder}\n" + "\n".join(failed))
+        raise RuntimeError(
+            f"{len(failed)} of {len(runs)} runs failed; the others are recorded in {folder}\n"
+            + "\n".join(failed)
+        )
     return sorted(records, key=lambda r: (r["variant"], r["seed"]))

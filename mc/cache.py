@@ -14,7 +14,7 @@ from torch import Tensor
 from .memory.linear import State
 from .storage import load_tensors, save_tensors
 
-# %% ../nbs/13_caching.ipynb #2a947254
+# %% ../nbs/13_caching.ipynb #8630ae3b
 def map_state(state: State, change) -> State:
     "Apply `change` to every tensor of a state."
     return {name: change(leaf) for name, leaf in state.items()}
@@ -24,10 +24,11 @@ def map_state(state: State, change) -> State:
 class SegmentCache:
     """What a Memory Caching layer keeps of the tokens it has seen.
 
-    `states`: leaves (B, N, H, ...), the end states of N finished segments; `pools`: (B, N, H, D), their mean keys; `lengths`:
-    their N lengths; `online`: leaves (B, H, ...), the running memory; `key_sum`: (B, H, D), the sum of the running segment's
-    keys; `running`: its tokens so far; `about`: what wrote the cache; `inputs`: (B, K-1, d_model), the last inputs a layer's
-    causal convolution still needs, or None.
+    `states`: leaves (B, N, H, ...), the end states of N finished segments; `pools`: (B, N,
+    H, D), their mean keys; `lengths`: their N lengths; `online`: leaves (B, H, ...), the
+    running memory; `key_sum`: (B, H, D), the sum of the running segment's keys; `running`:
+    its tokens so far; `about`: what wrote the cache; `inputs`: (B, K-1, d_model), the last
+    inputs a layer's causal convolution still needs, or None.
     """
 
     states: State
@@ -43,7 +44,9 @@ class SegmentCache:
     def empty(cls, memory, k: Tensor, v: Tensor, about: dict) -> "SegmentCache":
         "No tokens yet: for keys like `k` (B, H, D_k) and values like `v` (B, H, D_v)."
         online = memory.start(k, v)
-        states = map_state(online, lambda leaf: leaf.new_zeros(len(leaf), 0, *leaf.shape[1:]))
+        states = map_state(
+            online, lambda leaf: leaf.new_zeros(len(leaf), 0, *leaf.shape[1:])
+        )
         pools = k.new_zeros(len(k), 0, *k.shape[1:])
         return cls(states, pools, (), online, torch.zeros_like(k), 0, about)
 
@@ -65,7 +68,9 @@ class SegmentCache:
     @property
     def nbytes(self) -> int:
         "Bytes of all tensors."
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in self._tensors().values()
+        )
 
     def to(self, *args, **kwargs) -> "SegmentCache":
         "The cache with every tensor moved or cast as by `Tensor.to`."
@@ -76,38 +81,71 @@ class SegmentCache:
         return self._map(Tensor.detach)
 
     def _map(self, change) -> "SegmentCache":
-        return replace(self, states=map_state(self.states, change), pools=change(self.pools),
-                       online=map_state(self.online, change), key_sum=change(self.key_sum),
-                       inputs=None if self.inputs is None else change(self.inputs))
+        return replace(
+            self,
+            states=map_state(self.states, change),
+            pools=change(self.pools),
+            online=map_state(self.online, change),
+            key_sum=change(self.key_sum),
+            inputs=None if self.inputs is None else change(self.inputs),
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"states.{n}": t for n, t in self.states.items()} | {f"online.{n}": t for n, t in self.online.items()}
+        tensors = {f"states.{n}": t for n, t in self.states.items()} | {
+            f"online.{n}": t for n, t in self.online.items()
+        }
         tensors |= {"pools": self.pools, "key_sum": self.key_sum}
         return tensors if self.inputs is None else tensors | {"inputs": self.inputs}
 
-# %% ../nbs/13_caching.ipynb #bd9af734
+# %% ../nbs/13_caching.ipynb #94f2a4e3
 def close(self: SegmentCache, start: State) -> SegmentCache:
-    "Finish the running segment: cache its end state and mean key. The next segment begins with the state `start`."
+    """Finish the running segment: cache its end state and mean key. The next segment
+    begins with the state `start`.
+    """
     grow = lambda old, new: torch.cat([old, new[:, None]], 1)
     states = {name: grow(leaf, self.online[name]) for name, leaf in self.states.items()}
     pools = grow(self.pools, self.key_sum / self.running)
-    return replace(self, states=states, pools=pools, lengths=(*self.lengths, self.running), online=start,
-                   key_sum=torch.zeros_like(self.key_sum), running=0)
+    return replace(
+        self,
+        states=states,
+        pools=pools,
+        lengths=(*self.lengths, self.running),
+        online=start,
+        key_sum=torch.zeros_like(self.key_sum),
+        running=0,
+    )
 
 
 def save(self: SegmentCache, path) -> None:
     "Write the cache to a safetensors file."
-    save_tensors(path, self._tensors(), {"lengths": self.lengths, "running": self.running, "about": self.about})
+    save_tensors(
+        path,
+        self._tensors(),
+        {"lengths": self.lengths, "running": self.running, "about": self.about},
+    )
 
 
 def load(path) -> SegmentCache:
     "Read a cache that `save` wrote; `ValueError` for any other file."
     tensors, header = load_tensors(path)
-    if missing := {"lengths", "running", "about"} - header.keys() or {"pools", "key_sum"} - tensors.keys():
+    if (
+        missing := {"lengths", "running", "about"} - header.keys()
+        or {"pools", "key_sum"} - tensors.keys()
+    ):
         raise ValueError(f"{path} is not a segment cache: it lacks {sorted(missing)}")
-    part = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    return SegmentCache(part("states."), tensors["pools"], tuple(header["lengths"]), part("online."), tensors["key_sum"],
-                        header["running"], header["about"], tensors.get("inputs"))
+    part = lambda prefix: {
+        n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
+    }
+    return SegmentCache(
+        part("states."),
+        tensors["pools"],
+        tuple(header["lengths"]),
+        part("online."),
+        tensors["key_sum"],
+        header["running"],
+        header["about"],
+        tensors.get("inputs"),
+    )
 
 
 SegmentCache.close, SegmentCache.save, SegmentCache.load = close, save, staticmethod(load)

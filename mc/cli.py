@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-# %% ../nbs/84_command_line.ipynb #975c3388
+# %% ../nbs/84_command_line.ipynb #6f6dcc2e
 class Refused(click.ClickException):
     "A request that cannot be carried out: one message, exit code 2, no traceback."
 
@@ -25,12 +25,16 @@ def profiles(folder: Path, name: str) -> dict[str, dict]:
 
     found = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in found:
-        raise Refused(f"NAME must be one of {', '.join(found) or 'nothing'} (the benchmarks in {folder}); got {name!r}")
+        raise Refused(
+            f"NAME must be one of {', '.join(found) or 'nothing'} (the benchmarks in {folder}); got {name!r}"
+        )
     return yaml.safe_load((folder / f"{name}.yaml").read_text())
 
 
 def run_notebook(source: Path, target: Path, parameters: dict) -> None:
-    "Execute `source` with `parameters` into `target`, streaming its progress; what is kept has no progress bars or timings in it."
+    """Execute `source` with `parameters` into `target`, streaming its progress; what is
+    kept has no progress bars or timings in it.
+    """
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -40,10 +44,20 @@ def run_notebook(source: Path, target: Path, parameters: dict) -> None:
         raise Refused(f"{source} has no parameter {', '.join(sorted(unknown))}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(str(source), str(target), parameters, cwd=str(source.parent), kernel_name="python3",
-                                   progress_bar=False, stderr_file=sys.stderr, extra_arguments=["--log-level=40"])
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters,
+            cwd=str(source.parent),
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            extra_arguments=["--log-level=40"],
+        )
     except PapermillExecutionError as error:
-        raise Refused(f"{error.ename}: {error.evalue}\nthe executed notebook, up to the failing cell, is {target}") from None
+        raise Refused(
+            f"{error.ename}: {error.evalue}\nthe executed notebook, up to the failing cell, is {target}"
+        ) from None
     finally:
         notebook = nbformat.read(target, 4)
         notebook.metadata.pop("papermill", None)
@@ -54,7 +68,7 @@ def run_notebook(source: Path, target: Path, parameters: dict) -> None:
                 cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         nbformat.write(notebook, target)
 
-# %% ../nbs/84_command_line.ipynb #524c3d81
+# %% ../nbs/84_command_line.ipynb #7ca8fce9
 @click.group()
 @click.version_option(package_name="mc")
 def main():
@@ -63,13 +77,30 @@ def main():
 
 @main.command()
 @click.argument("name")
-@click.option("--profile", default="smoke", show_default=True, help="Which parameters of NAME.yaml to run with.")
-@click.option("--out", default="results", show_default=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Records and the executed notebook go to OUT/NAME.")
-@click.option("--notebooks", default="nbs/bench", show_default=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Where the benchmarks are.")
+@click.option(
+    "--profile",
+    default="smoke",
+    show_default=True,
+    help="Which parameters of NAME.yaml to run with.",
+)
+@click.option(
+    "--out",
+    default="results",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Records and the executed notebook go to OUT/NAME.",
+)
+@click.option(
+    "--notebooks",
+    default="nbs/bench",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the benchmarks are.",
+)
 def bench(name: str, profile: str, out: Path, notebooks: Path):
-    """Run the benchmark NAME and keep its records. Run it again after an interruption: it goes on."""
+    """Run the benchmark NAME and keep its records. Run it again after an interruption:
+    it goes on.
+    """
     try:
         import papermill  # noqa: F401
     except ImportError:
@@ -79,5 +110,7 @@ def bench(name: str, profile: str, out: Path, notebooks: Path):
         raise Refused(f"--profile must be one of {', '.join(known)}; got {profile!r}")
     folder = out / name
     place = {"profile": profile, "out": os.path.relpath(folder / profile, notebooks)}
-    run_notebook(notebooks / f"{name}.ipynb", folder / f"{profile}.ipynb", known[profile] | place)
+    run_notebook(
+        notebooks / f"{name}.ipynb", folder / f"{profile}.ipynb", known[profile] | place
+    )
     click.echo(f"records: {folder / profile}; executed notebook: {folder / profile}.ipynb")

@@ -9,34 +9,85 @@ __all__ = ['COLOURS', 'DASHES', 'NAMES', 'SEQUENTIAL', 'DIVERGING', 'describe', 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# %% ../nbs/90_figures.ipynb #e53a1df8
-COLOURS = {"attention": "#0072B2", "none": "#E69F00", "residual": "#CC79A7", "grm": "#009E73"}
+# %% ../nbs/90_figures.ipynb #aaaa6eec
+COLOURS = {
+    "attention": "#0072B2",
+    "none": "#E69F00",
+    "residual": "#CC79A7",
+    "grm": "#009E73",
+}
 DASHES = {"attention": "dot", "none": "solid", "residual": "dash", "grm": "solid"}
-NAMES = {"attention": "softmax attention", "none": "no caching", "residual": "residual, checkpoint",
-         "grm": "GRM, independent"}
+NAMES = {
+    "attention": "softmax attention",
+    "none": "no caching",
+    "residual": "residual, checkpoint",
+    "grm": "GRM, independent",
+}
 SEQUENTIAL, DIVERGING = "Cividis", "RdBu"
 
-pio.templates["mc"] = go.layout.Template(layout=dict(
-    colorway=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"],
-    font=dict(size=14), title=dict(x=0, xanchor="left", font=dict(size=16), automargin=True, yref="container", y=0.97),
-    paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", margin=dict(l=10, r=10, t=60, b=10), height=400,
-    xaxis=dict(automargin=True, zeroline=False, gridcolor="rgba(128,128,128,0.25)", ticks="outside", ticklen=4),
-    yaxis=dict(automargin=True, zeroline=False, gridcolor="rgba(128,128,128,0.25)", ticks="outside", ticklen=4),
-    legend=dict(orientation="h", yanchor="top", y=-0.3, x=0), hoverlabel=dict(namelength=-1)))
+pio.templates["mc"] = go.layout.Template(
+    layout=dict(
+        colorway=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"],
+        font=dict(size=14),
+        title=dict(
+            x=0,
+            xanchor="left",
+            font=dict(size=16),
+            automargin=True,
+            yref="container",
+            y=0.97,
+        ),
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin=dict(l=10, r=10, t=60, b=10),
+        height=400,
+        xaxis=dict(
+            automargin=True,
+            zeroline=False,
+            gridcolor="rgba(128,128,128,0.25)",
+            ticks="outside",
+            ticklen=4,
+        ),
+        yaxis=dict(
+            automargin=True,
+            zeroline=False,
+            gridcolor="rgba(128,128,128,0.25)",
+            ticks="outside",
+            ticklen=4,
+        ),
+        legend=dict(orientation="h", yanchor="top", y=-0.3, x=0),
+        hoverlabel=dict(namelength=-1),
+    )
+)
 pio.templates.default = "mc"
 
 
 def describe(figure: go.Figure, text: str) -> go.Figure:
-    "Give a figure its alternative text; the page reads it out and shows it where scripts do not run."
+    """Give a figure its alternative text; the page reads it out and shows it where
+    scripts do not run.
+    """
     return figure.update_layout(meta={"alt": text})
 
 
-def heatmap(z, title: str, x: str, y: str, bar: str, centre: float | None = None) -> go.Figure:
-    """A matrix `z` (rows, columns), first row on top. `x`, `y`, `bar` name the axes and the colour.
+def heatmap(
+    z, title: str, x: str, y: str, bar: str, centre: float | None = None
+) -> go.Figure:
+    """A matrix `z` (rows, columns), first row on top. `x`, `y`, `bar` name the axes and
+    the colour.
 
     With `centre` the colours diverge from this value.
     """
-    colours = dict(colorscale=SEQUENTIAL) if centre is None else dict(colorscale=DIVERGING, zmid=centre)
-    figure = go.Figure(go.Heatmap(z=[[round(float(a), 4) for a in row] for row in z], colorbar_title=bar, **colours))
+    colours = (
+        dict(colorscale=SEQUENTIAL)
+        if centre is None
+        else dict(colorscale=DIVERGING, zmid=centre)
+    )
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[round(float(a), 4) for a in row] for row in z],
+            colorbar_title=bar,
+            **colours,
+        )
+    )
     figure.update_layout(title=title, xaxis_title=x, yaxis_title=y)
     return figure.update_yaxes(autorange="reversed")

@@ -14,106 +14,180 @@ from .parallel import parallel
 from .segments import Segments
 from .sequential import AGGREGATIONS, INITS, Run, sequential
 
-# %% ../nbs/52_one_function.ipynb #bc94bc20
+# %% ../nbs/52_one_function.ipynb #2ea0750f
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
 def check_choice(name: str, given, allowed) -> None:
     "Refuse a `given` that is not one of `allowed`."
     if given not in tuple(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {given!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}; got {given!r}"
+        )
 
 
 def check_tokens(q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> None:
-    "Refuse tensors that are not (B, T, H, D) of one floating type on one device, with T >= 1 and finite values."
+    """Refuse tensors that are not (B, T, H, D) of one floating type on one device, with
+    T >= 1 and finite values.
+    """
     for name, a in {"q": q, "k": k, "v": v, "u": u}.items():
         if not isinstance(a, Tensor) or a.ndim != 4:
-            raise ValueError(f"{name} must be a tensor of shape (B, T, H, D); got {tuple(getattr(a, 'shape', ())) or type(a)}")
+            raise ValueError(
+                f"{name} must be a tensor of shape (B, T, H, D); got {tuple(getattr(a, 'shape', ())) or type(a)}"
+            )
         if not a.is_floating_point() or a.dtype != q.dtype or a.device != q.device:
-            raise ValueError(f"q, k, v and u must share one floating type and device; q is {q.dtype} on {q.device}, "
-                             f"{name} is {a.dtype} on {a.device}")
+            raise ValueError(
+                f"q, k, v and u must share one floating type and device; q is {q.dtype} on {q.device}, "
+                f"{name} is {a.dtype} on {a.device}"
+            )
         same = a.shape[:3] == q.shape[:3] if name == "v" else a.shape == q.shape
         if not same:
-            raise ValueError(f"{name} {tuple(a.shape)} does not fit q {tuple(q.shape)}: batch, tokens and heads must agree, "
-                             "and so must the width of q, k and u")
+            raise ValueError(
+                f"{name} {tuple(a.shape)} does not fit q {tuple(q.shape)}: batch, tokens and heads must agree, "
+                "and so must the width of q, k and u"
+            )
         if a.numel() == 0:
-            raise ValueError(f"{name} is empty: got {tuple(a.shape)}, every axis must be >= 1")
+            raise ValueError(
+                f"{name} is empty: got {tuple(a.shape)}, every axis must be >= 1"
+            )
         if not a.isfinite().all():
             raise ValueError(f"{name} contains NaN or infinity; all values must be finite")
 
 
 def check_cache(cache: SegmentCache, like: SegmentCache) -> None:
-    "Refuse a `cache` that was written by something other than what wrote the empty cache `like`."
+    """Refuse a `cache` that was written by something other than what wrote the empty
+    cache `like`.
+    """
     if not isinstance(cache, SegmentCache):
         raise ValueError(f"cache must be a SegmentCache, got {type(cache).__name__}")
     if cache.about != like.about:
-        differ = {n: (cache.about.get(n), like.about.get(n)) for n in cache.about.keys() | like.about.keys()
-                  if cache.about.get(n) != like.about.get(n)}
-        raise ValueError("cache comes from another configuration: " +
-                         ", ".join(f"{n} is {a!r} there and {b!r} here" for n, (a, b) in sorted(differ.items())))
+        differ = {
+            n: (cache.about.get(n), like.about.get(n))
+            for n in cache.about.keys() | like.about.keys()
+            if cache.about.get(n) != like.about.get(n)
+        }
+        raise ValueError(
+            "cache comes from another configuration: "
+            + ", ".join(
+                f"{n} is {a!r} there and {b!r} here" for n, (a, b) in sorted(differ.items())
+            )
+        )
     for name, leaf in like.online.items():
         given = cache.online[name]
-        if (given.shape, given.dtype, given.device) != (leaf.shape, leaf.dtype, leaf.device):
-            raise ValueError(f"cache holds a memory {tuple(given.shape)} of {given.dtype} on {given.device}; these tokens need "
-                             f"{tuple(leaf.shape)} of {leaf.dtype} on {leaf.device}")
+        if (given.shape, given.dtype, given.device) != (
+            leaf.shape,
+            leaf.dtype,
+            leaf.device,
+        ):
+            raise ValueError(
+                f"cache holds a memory {tuple(given.shape)} of {given.dtype} on {given.device}; these tokens need "
+                f"{tuple(leaf.shape)} of {leaf.dtype} on {leaf.device}"
+            )
 
-# %% ../nbs/52_one_function.ipynb #51f91079
-def plan(segments: int | list[int], tokens: int, aggregation: str, running: int) -> tuple[Segments, list[bool]]:
-    "The cut of the next `tokens` tokens and, for each segment, whether it ends with its last token."
+# %% ../nbs/52_one_function.ipynb #3c0b3cbb
+def plan(
+    segments: int | list[int], tokens: int, aggregation: str, running: int
+) -> tuple[Segments, list[bool]]:
+    """The cut of the next `tokens` tokens and, for each segment, whether it ends with
+    its last token.
+    """
     if aggregation == "none":
         return Segments((tokens,)), [False]
     if isinstance(segments, int):
         cut = Segments.constant(tokens, segments, running)
         return cut, [True] * (len(cut) - 1) + [(running + tokens) % segments == 0]
     if not isinstance(segments, (list, tuple)):
-        raise ValueError(f"segments must be a length or a list of lengths; got {segments!r}")
+        raise ValueError(
+            f"segments must be a length or a list of lengths; got {segments!r}"
+        )
     cut = Segments(segments)
     if cut.tokens != tokens:
-        raise ValueError(f"segments {list(cut.lengths)} add up to {cut.tokens} tokens, but q has {tokens}")
+        raise ValueError(
+            f"segments {list(cut.lengths)} add up to {cut.tokens} tokens, but q has {tokens}"
+        )
     if running:
-        raise ValueError(f"segments as a list start a new segment, but the cache holds a running one of {running} tokens")
+        raise ValueError(
+            f"segments as a list start a new segment, but the cache holds a running one of {running} tokens"
+        )
     return cut, [True] * len(cut)
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, u: Tensor, memory, aggregation: str, segments: int | list[int], init: str,
-        gate_scale: float = 1.0, implementation: str = "parallel", cache: SegmentCache | None = None) -> Run:
-    "`memory_caching` with everything it knows: outputs, next cache, scores and gates. Checks the cache, not the tokens."
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    u: Tensor,
+    memory,
+    aggregation: str,
+    segments: int | list[int],
+    init: str,
+    gate_scale: float = 1.0,
+    implementation: str = "parallel",
+    cache: SegmentCache | None = None,
+) -> Run:
+    """`memory_caching` with everything it knows: outputs, next cache, scores and gates.
+    Checks the cache, not the tokens.
+    """
     work = torch.promote_types(q.dtype, torch.float32)
     dtype, (q, k, v, u) = q.dtype, (a.to(work) for a in (q, k, v, u))
-    about = {"memory": memory.name, "aggregation": aggregation, "init": init,
-             "segments": segments if isinstance(segments, int) else "list"}
+    about = {
+        "memory": memory.name,
+        "aggregation": aggregation,
+        "init": init,
+        "segments": segments if isinstance(segments, int) else "list",
+    }
     empty = SegmentCache.empty(memory, k[:, 0], v[:, 0], about)
     if cache is None:
         cache = empty
     check_cache(cache, empty)
     cut, closes = plan(segments, q.shape[1], aggregation, cache.running)
-    out = IMPLEMENTATIONS[implementation](q, k, v, u, memory, aggregation, cut, init, cache, closes, gate_scale)
+    out = IMPLEMENTATIONS[implementation](
+        q, k, v, u, memory, aggregation, cut, init, cache, closes, gate_scale
+    )
     return out._replace(y=out.y.to(dtype))
 
 
-def memory_caching(q: Tensor, k: Tensor, v: Tensor, u: Tensor, memory, *, aggregation: str = "grm",
-                   segments: int | list[int] = 64, init: str = "independent", gate_scale: float = 1.0,
-                   implementation: str = "parallel", cache: SegmentCache | None = None, return_cache: bool = False,
-                   ) -> Tensor | tuple[Tensor, SegmentCache]:
-    """Memory Caching (Eq. 4-5): write every token into an online memory, cache the end state of each segment, read them all.
+def memory_caching(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    u: Tensor,
+    memory,
+    *,
+    aggregation: str = "grm",
+    segments: int | list[int] = 64,
+    init: str = "independent",
+    gate_scale: float = 1.0,
+    implementation: str = "parallel",
+    cache: SegmentCache | None = None,
+    return_cache: bool = False,
+) -> Tensor | tuple[Tensor, SegmentCache]:
+    """Memory Caching (Eq. 4-5): write every token into an online memory, cache the end
+    state of each segment, read them all.
 
     q, k, u: queries, keys, connectors (B, T, H, D_k); v: values (B, T, H, D_v).
     memory: what is written and read, for example `mc.LinearMemory()`.
-    aggregation: "none" (one memory that runs on; segments play no role), "residual" (Eq. 7) or "grm" (Eq. 9-10).
-    segments: the length of all segments, or a list of lengths that adds up to T; a list's segments are all finished, with
-        a length the last one goes on in the next call.
-    init: every segment starts from an empty memory ("independent") or from the last end state ("checkpoint").
+    aggregation: "none" (one memory that runs on; segments play no role), "residual" (Eq. 7)
+        or "grm" (Eq. 9-10).
+    segments: the length of all segments, or a list of lengths that adds up to T; a list's
+        segments are all finished, with a length the last one goes on in the next call.
+    init: every segment starts from an empty memory ("independent") or from the last end
+        state ("checkpoint").
     gate_scale: factor on the router scores before the softmax.
     implementation: "parallel", or "sequential", the token-by-token definition.
-    cache: go on after the tokens that this cache has seen. return_cache: also return the cache after these tokens.
+    cache: go on after the tokens that this cache has seen. return_cache: also return the
+        cache after these tokens.
 
-    Returns y (B, T, H, D_v), or (y, cache). Raises `ValueError` for tensors that do not fit together, T = 0, NaN or
-    infinity, an unknown choice, segments that do not add up, or a cache written by another configuration.
+    Returns y (B, T, H, D_v), or (y, cache). Raises `ValueError` for tensors that do not fit
+    together, T = 0, NaN or infinity, an unknown choice, segments that do not add up, or a
+    cache written by another configuration.
     Cost of the parallel form: O(T (C + D) D + T N D²) time for N segments of C tokens.
     """
     check_choice("aggregation", aggregation, AGGREGATIONS)
     check_choice("init", init, INITS)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     check_tokens(q, k, v, u)
-    out = run(q, k, v, u, memory, aggregation, segments, init, gate_scale, implementation, cache)
+    out = run(
+        q, k, v, u, memory, aggregation, segments, init, gate_scale, implementation, cache
+    )
     return (out.y, out.cache) if return_cache else out.y

@@ -18,7 +18,7 @@ from .memory.linear import LinearMemory
 from .sequential import AGGREGATIONS, INITS, Run
 from .trace import Trace
 
-# %% ../nbs/61_layer.ipynb #6c271696
+# %% ../nbs/61_layer.ipynb #a784e16c
 class CausalConv(nn.Module):
     "`y_t = Σ_j W_j x_{t-j}` over the last `width` inputs: (B, T, d_in) to (B, T, d_out)."
 
@@ -28,13 +28,17 @@ class CausalConv(nn.Module):
         self.proj = nn.Linear(width * d_in, d_out, bias=False)
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        "`before` (B, width-1, d_in): the inputs that came before `x`, zeros if left out. Returns y and the next `before`."
+        """`before` (B, width-1, d_in): the inputs that came before `x`, zeros if left
+        out. Returns y and the next `before`.
+        """
         if before is None:
             before = x.new_zeros(len(x), self.width - 1, x.shape[-1])
         x = torch.cat([before, x], 1)
-        return self.proj(x.unfold(1, self.width, 1).flatten(2)), x[:, x.shape[1] - self.width + 1 :]
+        return self.proj(x.unfold(1, self.width, 1).flatten(2)), x[
+            :, x.shape[1] - self.width + 1 :
+        ]
 
-# %% ../nbs/61_layer.ipynb #8a04a157
+# %% ../nbs/61_layer.ipynb #8b9ae4d5
 BACKENDS = ("linear",)
 
 
@@ -48,8 +52,9 @@ def check_size(name: str, given, least: int = 1) -> None:
 class MCConfig:
     """A Memory Caching layer.
 
-    `d_model` is the width of its input, shared by `num_heads` heads; `backend` names the memory; `aggregation`,
-    `segment_size`, `init` and `gate_scale` are those of `mc.memory_caching`; `conv_size` inputs make each q, k and v.
+    `d_model` is the width of its input, shared by `num_heads` heads; `backend` names the
+    memory; `aggregation`, `segment_size`, `init` and `gate_scale` are those of
+    `mc.memory_caching`; `conv_size` inputs make each q, k and v.
     """
 
     d_model: int
@@ -65,7 +70,9 @@ class MCConfig:
         for name in ("d_model", "num_heads", "segment_size", "conv_size"):
             check_size(name, getattr(self, name))
         if self.d_model % self.num_heads:
-            raise ValueError(f"d_model must be a multiple of num_heads; got {self.d_model} and {self.num_heads}")
+            raise ValueError(
+                f"d_model must be a multiple of num_heads; got {self.d_model} and {self.num_heads}"
+            )
         check_choice("backend", self.backend, BACKENDS)
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
         check_choice("init", self.init, INITS)
@@ -78,24 +85,36 @@ class LinearMemoryBackend(nn.Module):
         "The memory for the inputs `x` (B, T, d_model)."
         return LinearMemory()
 
-# %% ../nbs/61_layer.ipynb #d7da25db
+# %% ../nbs/61_layer.ipynb #2a8dad1f
 def check_input(x: Tensor, rank: int, width: int, like: Tensor) -> None:
-    "Refuse an input that is not a finite tensor of `rank` axes, the last `width` wide, of the type and device of `like`."
+    """Refuse an input that is not a finite tensor of `rank` axes, the last `width` wide,
+    of the type and device of `like`.
+    """
     shape = "(B, T, d_model)" if rank == 3 else "(B, d_model)"
-    if not isinstance(x, Tensor) or x.ndim != rank or x.shape[-1] != width or x.numel() == 0:
-        raise ValueError(f"x must be a tensor {shape} with d_model = {width} and no empty axis; "
-                         f"got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
+    if (
+        not isinstance(x, Tensor)
+        or x.ndim != rank
+        or x.shape[-1] != width
+        or x.numel() == 0
+    ):
+        raise ValueError(
+            f"x must be a tensor {shape} with d_model = {width} and no empty axis; "
+            f"got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+        )
     if x.dtype != like.dtype or x.device != like.device:
-        raise ValueError(f"x must be {like.dtype} on {like.device}, as the layer is; got {x.dtype} on {x.device}")
+        raise ValueError(
+            f"x must be {like.dtype} on {like.device}, as the layer is; got {x.dtype} on {x.device}"
+        )
     if not x.isfinite().all():
         raise ValueError("x contains NaN or infinity; all values must be finite")
 
 
 class MemoryCachingLayer(nn.Module):
-    """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model), causal.
+    """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
+    causal.
 
-    Raises `ValueError` for an input of the wrong shape, type or device, with T = 0 or with values that are not finite, and
-    for a cache of another configuration.
+    Raises `ValueError` for an input of the wrong shape, type or device, with T = 0 or with
+    values that are not finite, and for a cache of another configuration.
     """
 
     def __init__(self, config: MCConfig, backend: nn.Module | None = None):
@@ -103,7 +122,9 @@ class MemoryCachingLayer(nn.Module):
         self.config = config
         width = config.d_model
         self.conv = CausalConv(width, 3 * width, config.conv_size)
-        self.connector = nn.Linear(width, width, bias=False) if config.aggregation == "grm" else None
+        self.connector = (
+            nn.Linear(width, width, bias=False) if config.aggregation == "grm" else None
+        )
         self.backend = backend or LinearMemoryBackend()
         self.norm = nn.RMSNorm(width // config.num_heads)
         self.gate = nn.Linear(width, width, bias=False)
@@ -113,12 +134,18 @@ class MemoryCachingLayer(nn.Module):
         "All T tokens at once."
         return self.forward_with_cache(x)[0]
 
-    def forward_with_cache(self, x: Tensor, cache: SegmentCache | None = None) -> tuple[Tensor, SegmentCache]:
-        "`x` (B, T, d_model) after the tokens that `cache` has seen; returns the outputs and the next cache."
+    def forward_with_cache(
+        self, x: Tensor, cache: SegmentCache | None = None
+    ) -> tuple[Tensor, SegmentCache]:
+        """`x` (B, T, d_model) after the tokens that `cache` has seen; returns the
+        outputs and the next cache.
+        """
         out, done = self._run(x, cache)
         return self._project(x, out.y), done
 
-    def step(self, x: Tensor, cache: SegmentCache | None = None) -> tuple[Tensor, SegmentCache]:
+    def step(
+        self, x: Tensor, cache: SegmentCache | None = None
+    ) -> tuple[Tensor, SegmentCache]:
         "One token `x` (B, d_model); equals the same token's output of `forward`."
         check_input(x, 2, self.config.d_model, self.out.weight)
         y, cache = self.forward_with_cache(x[:, None], cache)
@@ -134,20 +161,38 @@ class MemoryCachingLayer(nn.Module):
         check_input(x, 3, config.d_model, self.out.weight)
         before = self._inputs(x, cache)
         projected, after = self.conv(x, before)
-        q, k, v = projected.unflatten(-1, (3, config.num_heads, -1)).unbind(2)                    # (B, T, H, D)
+        q, k, v = projected.unflatten(-1, (3, config.num_heads, -1)).unbind(
+            2
+        )  # (B, T, H, D)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        u = self.connector(x).unflatten(-1, (config.num_heads, -1)) if self.connector else q      # only a gate asks for u
-        out = run(q, k, v, u, self.backend(x), config.aggregation, config.segment_size, config.init,
-                  config.gate_scale, cache=cache)
+        u = (
+            self.connector(x).unflatten(-1, (config.num_heads, -1)) if self.connector else q
+        )  # only a gate asks for u
+        out = run(
+            q,
+            k,
+            v,
+            u,
+            self.backend(x),
+            config.aggregation,
+            config.segment_size,
+            config.init,
+            config.gate_scale,
+            cache=cache,
+        )
         return out, replace(out.cache, inputs=after)
 
     def _inputs(self, x: Tensor, cache: SegmentCache | None) -> Tensor | None:
         if cache is None:
             return None
         expected = (len(x), self.config.conv_size - 1, self.config.d_model)
-        given = None if getattr(cache, "inputs", None) is None else tuple(cache.inputs.shape)
+        given = (
+            None if getattr(cache, "inputs", None) is None else tuple(cache.inputs.shape)
+        )
         if given != expected:
-            raise ValueError(f"cache must come from a layer like this one, with inputs {expected}; got {given}")
+            raise ValueError(
+                f"cache must come from a layer like this one, with inputs {expected}; got {given}"
+            )
         return cache.inputs
 
     def _project(self, x: Tensor, y: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .layer import CausalConv, MCConfig, MemoryCachingLayer, check_input, check_
 from .storage import load_tensors, save_tensors
 from .trace import Trace
 
-# %% ../nbs/63_language_model.ipynb #69343b80
+# %% ../nbs/63_language_model.ipynb #d80bed90
 @dataclass(frozen=True)
 class AttentionConfig:
     "Causal softmax attention (Eq. 1) in the place of a Memory Caching layer."
@@ -30,11 +30,15 @@ class AttentionConfig:
         for name in ("d_model", "num_heads", "conv_size"):
             check_size(name, getattr(self, name))
         if self.d_model % self.num_heads:
-            raise ValueError(f"d_model must be a multiple of num_heads; got {self.d_model} and {self.num_heads}")
+            raise ValueError(
+                f"d_model must be a multiple of num_heads; got {self.d_model} and {self.num_heads}"
+            )
 
 
 class Attention(nn.Module):
-    "Causal softmax attention: (B, T, d_model) to (B, T, d_model). Its cache is `(keys, values, inputs)`."
+    """Causal softmax attention: (B, T, d_model) to (B, T, d_model). Its cache is `(keys,
+    values, inputs)`.
+    """
 
     def __init__(self, config: AttentionConfig):
         super().__init__()
@@ -50,24 +54,38 @@ class Attention(nn.Module):
         "All T tokens at once."
         return self.forward_with_cache(x)[0]
 
-    def forward_with_cache(self, x: Tensor, cache: tuple | None = None) -> tuple[Tensor, tuple]:
-        "`x` (B, T, d_model) after the tokens in `cache`; returns the outputs and the next cache."
+    def forward_with_cache(
+        self, x: Tensor, cache: tuple | None = None
+    ) -> tuple[Tensor, tuple]:
+        """`x` (B, T, d_model) after the tokens in `cache`; returns the outputs and the
+        next cache.
+        """
         config = self.config
         check_input(x, 3, config.d_model, self.out.weight)
         keys, values, before = cache or (None, None, None)
         projected, after = self.conv(x, before)
-        q, k, v = projected.unflatten(-1, (3, config.num_heads, -1)).permute(2, 0, 3, 1, 4)       # (B, H, T, D)
+        q, k, v = projected.unflatten(-1, (3, config.num_heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # (B, H, T, D)
         q, k = F.normalize(q, dim=-1) * self.log_scale.exp(), F.normalize(k, dim=-1)
         if cache:
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - q.shape[2])
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(
+            k.shape[2] - q.shape[2]
+        )
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
-        return self.out(self.norm(y).transpose(1, 2).flatten(2) * F.silu(self.gate(x))), (k, v, after)
+        return self.out(self.norm(y).transpose(1, 2).flatten(2) * F.silu(self.gate(x))), (
+            k,
+            v,
+            after,
+        )
 
-# %% ../nbs/63_language_model.ipynb #e712a634
+# %% ../nbs/63_language_model.ipynb #49580414
 @dataclass(frozen=True)
 class LMConfig:
-    "`num_layers` blocks of `mixer` over `vocab_size` tokens; the feed-forward part is `expansion` times as wide as the model."
+    """`num_layers` blocks of `mixer` over `vocab_size` tokens; the feed-forward part is
+    `expansion` times as wide as the model.
+    """
 
     vocab_size: int
     num_layers: int
@@ -80,7 +98,9 @@ class LMConfig:
 
     def to_dict(self) -> dict:
         "A JSON-able description, from which `from_dict` makes the same configuration."
-        return asdict(self) | {"mixer": {"kind": type(self.mixer).__name__, **asdict(self.mixer)}}
+        return asdict(self) | {
+            "mixer": {"kind": type(self.mixer).__name__, **asdict(self.mixer)}
+        }
 
     @classmethod
     def from_dict(cls, content: dict) -> "LMConfig":
@@ -96,9 +116,16 @@ class Block(nn.Module):
     def __init__(self, config: LMConfig):
         super().__init__()
         width, inner = config.mixer.d_model, config.expansion * config.mixer.d_model
-        self.mixer = MemoryCachingLayer(config.mixer) if isinstance(config.mixer, MCConfig) else Attention(config.mixer)
+        self.mixer = (
+            MemoryCachingLayer(config.mixer)
+            if isinstance(config.mixer, MCConfig)
+            else Attention(config.mixer)
+        )
         self.mixer_norm, self.mlp_norm = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.up, self.down = (
+            nn.Linear(width, 2 * inner, bias=False),
+            nn.Linear(inner, width, bias=False),
+        )
 
     def forward(self, x: Tensor, cache=None) -> tuple[Tensor, object]:
         y, cache = self.mixer.forward_with_cache(self.mixer_norm(x), cache)
@@ -106,7 +133,7 @@ class Block(nn.Module):
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * value), cache
 
-# %% ../nbs/63_language_model.ipynb #e4b6b6ec
+# %% ../nbs/63_language_model.ipynb #f70433af
 class LanguageModel(nn.Module):
     "Tokens (B, T) to next-token logits (B, T, vocab_size)."
 
@@ -122,18 +149,26 @@ class LanguageModel(nn.Module):
         "All T tokens at once."
         return self.forward_with_cache(tokens)[0]
 
-    def forward_with_cache(self, tokens: Tensor, caches: list | None = None) -> tuple[Tensor, list]:
-        "`tokens` (B, T) after those that `caches` (one per block) have seen; returns logits and the next caches."
+    def forward_with_cache(
+        self, tokens: Tensor, caches: list | None = None
+    ) -> tuple[Tensor, list]:
+        """`tokens` (B, T) after those that `caches` (one per block) have seen; returns
+        logits and the next caches.
+        """
         x = self._embed(tokens)
         after = []
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+        for block, cache in zip(
+            self.blocks, caches or [None] * len(self.blocks), strict=True
+        ):
             x, cache = block(x, cache)
             after.append(cache)
         return F.linear(self.norm(x), self.embedding.weight), after
 
     @torch.no_grad()
     def inspect(self, tokens: Tensor) -> tuple[Tensor, list[Trace]]:
-        "Logits of `tokens` (B, T) and, for every block, the trace of its Memory Caching layer."
+        """Logits of `tokens` (B, T) and, for every block, the trace of its Memory
+        Caching layer.
+        """
         x, traces = self._embed(tokens), []
         for block in self.blocks:
             traces.append(block.mixer.inspect(block.mixer_norm(x)))
@@ -142,12 +177,25 @@ class LanguageModel(nn.Module):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         size = self.config.vocab_size
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype != torch.int64:
-            raise ValueError("tokens must be a non-empty int64 tensor (B, T); got " + (
-                f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__))
+        if (
+            not isinstance(tokens, Tensor)
+            or tokens.ndim != 2
+            or tokens.numel() == 0
+            or tokens.dtype != torch.int64
+        ):
+            raise ValueError(
+                "tokens must be a non-empty int64 tensor (B, T); got "
+                + (
+                    f"{tokens.dtype} {tuple(tokens.shape)}"
+                    if isinstance(tokens, Tensor)
+                    else type(tokens).__name__
+                )
+            )
         if tokens.min() < 0 or tokens.max() >= size:
-            raise ValueError(f"tokens must lie between 0 and vocab_size - 1 = {size - 1}; "
-                             f"got {int(tokens.min())} to {int(tokens.max())}")
+            raise ValueError(
+                f"tokens must lie between 0 and vocab_size - 1 = {size - 1}; "
+                f"got {int(tokens.min())} to {int(tokens.max())}"
+            )
         return self.embedding(tokens)
 
     def save(self, path) -> None:
@@ -159,10 +207,16 @@ class LanguageModel(nn.Module):
         "Read a model that `save` wrote; `ValueError` for any other file."
         weights, about = load_tensors(path)
         if "model" not in about:
-            raise ValueError(f"{path} is not a saved model: its header holds {sorted(about)}")
-        model = cls(LMConfig.from_dict(about["model"])).to(weights["embedding.weight"].dtype)
+            raise ValueError(
+                f"{path} is not a saved model: its header holds {sorted(about)}"
+            )
+        model = cls(LMConfig.from_dict(about["model"])).to(
+            weights["embedding.weight"].dtype
+        )
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit its own configuration: {error}") from None
+            raise ValueError(
+                f"{path} does not fit its own configuration: {error}"
+            ) from None
         return model.eval()

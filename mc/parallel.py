@@ -17,20 +17,29 @@ from .memory.linear import State
 from .segments import Segments
 from .sequential import Run
 
-# %% ../nbs/51_parallel.ipynb #f4725593
+# %% ../nbs/51_parallel.ipynb #ab9fe59d
 BLOCK = 64
 
 
-def read_online(q: Tensor, k: Tensor, v: Tensor, memory, segments: Segments, init: str, cache: SegmentCache,
-                ) -> tuple[Tensor, State]:
-    """Online reads (B, H, T, D_v) and the end state of each segment, leaves (B, H, S, ...), of `q`, `k`, `v` (B, H, T, D).
+def read_online(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    memory,
+    segments: Segments,
+    init: str,
+    cache: SegmentCache,
+) -> tuple[Tensor, State]:
+    """Online reads (B, H, T, D_v) and the end state of each segment, leaves (B, H, S,
+    ...), of `q`, `k`, `v` (B, H, T, D).
 
-    The first segment goes on from `cache.online`; the others start fresh (independent) or where the last ended (checkpoint).
+    The first segment goes on from `cache.online`; the others start fresh (independent) or
+    where the last ended (checkpoint).
     """
     longest = max(segments.lengths)
     block = min(BLOCK, longest)
 
-    def blocks(x):                                                           # (B, H, S, blocks in a segment, block, D)
+    def blocks(x):  # (B, H, S, blocks in a segment, block, D)
         rows = segments.fold(x)
         return F.pad(rows, (0, 0, 0, -longest % block)).unflatten(-2, (-1, block))
 
@@ -38,64 +47,108 @@ def read_online(q: Tensor, k: Tensor, v: Tensor, memory, segments: Segments, ini
     count, per = q.shape[2:4]
     if init == "checkpoint":
         reads, ends = memory.scan(cache.online, *(a.flatten(2, 3) for a in (q, k, v)))
-        reads, ends = reads.unflatten(2, (count, per)), map_state(ends, lambda leaf: leaf[:, :, per - 1 :: per])
+        reads, ends = (
+            reads.unflatten(2, (count, per)),
+            map_state(ends, lambda leaf: leaf[:, :, per - 1 :: per]),
+        )
     else:
         fresh = memory.start(k[:, :, 1:, 0, 0], v[:, :, 1:, 0, 0])
-        starts = {name: torch.cat([cache.online[name].unsqueeze(2), leaf], 2) for name, leaf in fresh.items()}
+        starts = {
+            name: torch.cat([cache.online[name].unsqueeze(2), leaf], 2)
+            for name, leaf in fresh.items()
+        }
         reads, ends = memory.scan(starts, q, k, v)
         ends = map_state(ends, lambda leaf: leaf[:, :, :, -1])
     return segments.unfold(reads.flatten(3, 4)[..., :longest, :]), ends
 
-# %% ../nbs/51_parallel.ipynb #fa68e4d4
-def pool_keys(k: Tensor, segments: Segments, cache: SegmentCache) -> tuple[Tensor, Tensor, Tensor]:
-    """Means of the keys `k` (B, H, T, D): of each segment (B, H, S, D) and, for each token, of its segment up to itself
-    (B, H, T, D); and the sum (B, H, D) of the last segment. The first segment includes what `cache` already pooled."""
+# %% ../nbs/51_parallel.ipynb #aa1f2fed
+def pool_keys(
+    k: Tensor, segments: Segments, cache: SegmentCache
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of the keys `k` (B, H, T, D): of each segment (B, H, S, D) and, for each
+    token, of its segment up to itself (B, H, T, D); and the sum (B, H, D) of the last
+    segment. The first segment includes what `cache` already pooled.
+    """
     rows = segments.fold(k)
-    before = F.pad(cache.key_sum[:, :, None], (0, 0, 0, len(segments) - 1))          # (B, H, S, D): only the first goes on
+    before = F.pad(
+        cache.key_sum[:, :, None], (0, 0, 0, len(segments) - 1)
+    )  # (B, H, S, D): only the first goes on
     held = k.new_tensor([cache.running] + [0] * (len(segments) - 1))
     sums = rows.cumsum(-2) + before[..., None, :]
     counts = held[:, None] + torch.arange(1, rows.shape[-2] + 1, device=k.device)
     totals = rows.sum(-2) + before
     lengths = held + k.new_tensor(segments.lengths)
-    return totals / lengths[:, None], segments.unfold(sums / counts[..., None]), totals[:, :, -1]
+    return (
+        totals / lengths[:, None],
+        segments.unfold(sums / counts[..., None]),
+        totals[:, :, -1],
+    )
 
 
-def route(aggregation: str, u: Tensor, pools: Tensor, running: Tensor, visible: Tensor, gate_scale: float,
-          ) -> tuple[Tensor, Tensor]:
+def route(
+    aggregation: str,
+    u: Tensor,
+    pools: Tensor,
+    running: Tensor,
+    visible: Tensor,
+    gate_scale: float,
+) -> tuple[Tensor, Tensor]:
     """Scores and gates (B, H, T, N+1) of every token (Eq. 10).
 
-    `u` (B, H, T, D); `pools` (B, H, N, D) of the cached segments; `running` (B, H, T, D), the causal mean of the running
-    segment; `visible` (T, N), the segments that are closed when a token reads.
+    `u` (B, H, T, D); `pools` (B, H, N, D) of the cached segments; `running` (B, H, T, D),
+    the causal mean of the running segment; `visible` (T, N), the segments that are closed
+    when a token reads.
     """
     if aggregation != "grm":
         r = u.new_zeros(*u.shape[:3], pools.shape[2] + 1)
     else:
-        r = gate_scale * torch.cat([u @ pools.transpose(-1, -2), (u * running).sum(-1, keepdim=True)], -1)
+        r = gate_scale * torch.cat(
+            [u @ pools.transpose(-1, -2), (u * running).sum(-1, keepdim=True)], -1
+        )
     seen = F.pad(visible, (0, 1), value=True)
     r = r.masked_fill(~seen, float("-inf"))
     return r, r.softmax(-1) if aggregation == "grm" else seen.to(u.dtype).expand_as(r)
 
-# %% ../nbs/51_parallel.ipynb #aaafa638
-def parallel(q: Tensor, k: Tensor, v: Tensor, u: Tensor, memory, aggregation: str, segments: Segments, init: str,
-             cache: SegmentCache, closes: list[bool], gate_scale: float) -> Run:
+# %% ../nbs/51_parallel.ipynb #cb71c3ef
+def parallel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    u: Tensor,
+    memory,
+    aggregation: str,
+    segments: Segments,
+    init: str,
+    cache: SegmentCache,
+    closes: list[bool],
+    gate_scale: float,
+) -> Run:
     """The same function as `mc.sequential.sequential`, without a loop over tokens.
 
-    `q`, `k`, `u` (B, T, H, D_k), `v` (B, T, H, D_v). Cost: O(T (C + D) D + T N D²) time for segments of C tokens.
+    `q`, `k`, `u` (B, T, H, D_k), `v` (B, T, H, D_v). Cost: O(T (C + D) D + T N D²) time for
+    segments of C tokens.
     """
     q, k, v, u = (a.transpose(1, 2) for a in (q, k, v, u))
     past, count = len(cache), len(segments)
     online, ends = read_online(q, k, v, memory, segments, init, cache)
     means, running, last_sum = pool_keys(k, segments, cache)
 
-    states = {name: torch.cat([cache.states[name].transpose(1, 2), leaf], 2) for name, leaf in ends.items()}
+    states = {
+        name: torch.cat([cache.states[name].transpose(1, 2), leaf], 2)
+        for name, leaf in ends.items()
+    }
     pools = torch.cat([cache.pools.transpose(1, 2), means], 2)
-    reach = past + count - 1                                                  # the last segment is nobody's past yet
+    reach = past + count - 1  # the last segment is nobody's past yet
     visible = torch.arange(reach) < past + segments.owner[:, None]
-    r, gates = route(aggregation, u, pools[:, :, :reach], running, visible.to(q.device), gate_scale)
+    r, gates = route(
+        aggregation, u, pools[:, :, :reach], running, visible.to(q.device), gate_scale
+    )
 
     y = gates[..., -1:] * online
     if reach:
-        y = y + memory.recall(map_state(states, lambda leaf: leaf[:, :, :reach]), q, gates[..., :-1])
+        y = y + memory.recall(
+            map_state(states, lambda leaf: leaf[:, :, :reach]), q, gates[..., :-1]
+        )
 
     lengths = [*cache.lengths, *segments.lengths]
     lengths[past] += cache.running
@@ -106,7 +159,9 @@ def parallel(q: Tensor, k: Tensor, v: Tensor, u: Tensor, memory, aggregation: st
         states=map_state(states, lambda leaf: leaf[:, :, :kept].transpose(1, 2)),
         pools=pools[:, :, :kept].transpose(1, 2),
         lengths=tuple(lengths[:kept]),
-        online=fresh if closes[-1] and init == "independent" else map_state(ends, lambda leaf: leaf[:, :, -1]),
+        online=fresh
+        if closes[-1] and init == "independent"
+        else map_state(ends, lambda leaf: leaf[:, :, -1]),
         key_sum=torch.zeros_like(last_sum) if closes[-1] else last_sum,
         running=0 if closes[-1] else lengths[-1],
     )

@@ -14,21 +14,51 @@ from pathlib import Path
 
 from .storage import load_json
 
-# %% ../nbs/82_records.ipynb #23495e20
+# %% ../nbs/82_records.ipynb #811f652a
 def provenance(command: str) -> dict:
     "What produced a number: `command`, commit, device, versions and time."
     import torch
 
-    git = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True).stdout.strip()
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
-    dirty = "+" if git("status", "--porcelain", "--untracked-files=no", "--", "mc", "nbs") else ""
-    return {"command": command, "commit": (git("rev-parse", "--short=12", "HEAD") or "none") + dirty,
-            "device": f"{cpu or platform.machine()}, {torch.get_num_threads()} thread", "torch": torch.__version__,
-            "python": platform.python_version(), "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    git = lambda *args: subprocess.run(
+        ["git", *args], capture_output=True, text=True
+    ).stdout.strip()
+    cpu = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    dirty = (
+        "+"
+        if git("status", "--porcelain", "--untracked-files=no", "--", "mc", "nbs")
+        else ""
+    )
+    return {
+        "command": command,
+        "commit": (git("rev-parse", "--short=12", "HEAD") or "none") + dirty,
+        "device": f"{cpu or platform.machine()}, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
-# %% ../nbs/82_records.ipynb #fae58c32
-REQUIRED = ("variant", "seed", "accuracy", "parameters", "seconds", "command", "commit", "device")
+# %% ../nbs/82_records.ipynb #d4cffb33
+REQUIRED = (
+    "variant",
+    "seed",
+    "accuracy",
+    "parameters",
+    "seconds",
+    "command",
+    "commit",
+    "device",
+)
 
 
 def read_records(folder: str | Path) -> list[dict]:
@@ -40,17 +70,23 @@ def read_records(folder: str | Path) -> list[dict]:
     for path in sorted(Path(folder).glob("*.json")):
         record = load_json(path)
         if missing := [name for name in REQUIRED if name not in record]:
-            raise ValueError(f"{path} is not a complete record: it lacks {', '.join(missing)}")
+            raise ValueError(
+                f"{path} is not a complete record: it lacks {', '.join(missing)}"
+            )
         records.append(record)
     return records
 
-# %% ../nbs/82_records.ipynb #3d6ffd96
+# %% ../nbs/82_records.ipynb #343d43a3
 def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    "Mean of `values` and the ends of Student's t interval; infinitely wide for a single value."
+    """Mean of `values` and the ends of Student's t interval; infinitely wide for a
+    single value.
+    """
     from scipy import stats
 
     n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
         return mean, -math.inf, math.inf
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * math.sqrt(
+        math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n
+    )
     return mean, mean - half, mean + half

@@ -13,28 +13,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# %% ../nbs/12_segments.ipynb #dbc3e62b
+# %% ../nbs/12_segments.ipynb #7177d28a
 @dataclass(frozen=True)
 class Segments:
     """A cut of T tokens into segments of the given positive `lengths`.
 
-    `owner[t]` is the segment of token t; token t can look back on the segments before its own.
+    `owner[t]` is the segment of token t; token t can look back on the segments before its
+    own.
     """
 
     lengths: tuple[int, ...]
 
     def __post_init__(self):
         object.__setattr__(self, "lengths", tuple(self.lengths))
-        if not self.lengths or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in self.lengths):
-            raise ValueError(f"segments must be a non-empty list of integers >= 1, got {list(self.lengths)}")
+        if not self.lengths or any(
+            not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in self.lengths
+        ):
+            raise ValueError(
+                f"segments must be a non-empty list of integers >= 1, got {list(self.lengths)}"
+            )
 
     @classmethod
     def constant(cls, tokens: int, size: int, running: int = 0) -> "Segments":
-        "Segments of `size` tokens. The first one continues a segment that already holds `running` of its tokens."
+        """Segments of `size` tokens. The first one continues a segment that already
+        holds `running` of its tokens.
+        """
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"segment_size must be an integer >= 1, got {size!r}")
         if not 0 <= running < size:
-            raise ValueError(f"running must be between 0 and segment_size - 1 = {size - 1}, got {running}")
+            raise ValueError(
+                f"running must be between 0 and segment_size - 1 = {size - 1}, got {running}"
+            )
         first = min(size - running, tokens)
         full, rest = divmod(tokens - first, size)
         return cls((first, *[size] * full, *([rest] if rest else [])))
@@ -58,7 +67,7 @@ class Segments:
         "The segment of each token: (T,) integers."
         return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.lengths))
 
-# %% ../nbs/12_segments.ipynb #78f349a0
+# %% ../nbs/12_segments.ipynb #92eb49b5
 def _slots(self: Segments) -> Tensor:
     "Place of each token in the flattened rectangle of `fold`."
     starts = torch.tensor([a for a, _ in self.bounds])
@@ -66,7 +75,9 @@ def _slots(self: Segments) -> Tensor:
 
 
 def fold(self: Segments, x: Tensor) -> Tensor:
-    "Lay (..., T, D) out as (..., N, C, D), C the longest segment; what a short segment lacks is zero."
+    """Lay (..., T, D) out as (..., N, C, D), C the longest segment; what a short segment
+    lacks is zero.
+    """
     n, c = len(self), max(self.lengths)
     if all(length == c for length in self.lengths[:-1]):
         return F.pad(x, (0, 0, 0, n * c - self.tokens)).unflatten(-2, (n, c))

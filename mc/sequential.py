@@ -17,7 +17,7 @@ from .read.gated import gated, scores
 from .read.residual import residual
 from .segments import Segments
 
-# %% ../nbs/23_definition.ipynb #45b14c32
+# %% ../nbs/23_definition.ipynb #7ce15ec7
 AGGREGATIONS = ("none", "residual", "grm")
 INITS = ("independent", "checkpoint")
 
@@ -25,8 +25,9 @@ INITS = ("independent", "checkpoint")
 class Run(NamedTuple):
     """What a pass over T tokens gives.
 
-    `y` (B, T, H, D_v); `cache` to go on from; `scores` and `gates` (B, T, H, N+1): N cached segments within reach of the last
-    token, the online memory last; a segment that a token cannot see yet has score -inf and gate 0.
+    `y` (B, T, H, D_v); `cache` to go on from; `scores` and `gates` (B, T, H, N+1): N cached
+    segments within reach of the last token, the online memory last; a segment that a token
+    cannot see yet has score -inf and gate 0.
     """
 
     y: Tensor
@@ -34,26 +35,48 @@ class Run(NamedTuple):
     scores: Tensor
     gates: Tensor
 
-# %% ../nbs/23_definition.ipynb #603d276a
-def route(aggregation: str, cache: SegmentCache, u: Tensor, gate_scale: float) -> tuple[Tensor, Tensor]:
+# %% ../nbs/23_definition.ipynb #4a01643b
+def route(
+    aggregation: str, cache: SegmentCache, u: Tensor, gate_scale: float
+) -> tuple[Tensor, Tensor]:
     "Scores and gates (B, H, N+1) of one token over the cached memories and the online one."
     pools = torch.cat([cache.pools, (cache.key_sum / cache.running)[:, None]], 1)
-    r = scores(u, pools, gate_scale) if aggregation == "grm" else pools.new_zeros(*u.shape[:2], pools.shape[1])
+    r = (
+        scores(u, pools, gate_scale)
+        if aggregation == "grm"
+        else pools.new_zeros(*u.shape[:2], pools.shape[1])
+    )
     return r, r.softmax(-1) if aggregation == "grm" else torch.ones_like(r)
 
 
-def sequential(q: Tensor, k: Tensor, v: Tensor, u: Tensor, memory, aggregation: str, segments: Segments, init: str,
-               cache: SegmentCache, closes: list[bool], gate_scale: float) -> Run:
+def sequential(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    u: Tensor,
+    memory,
+    aggregation: str,
+    segments: Segments,
+    init: str,
+    cache: SegmentCache,
+    closes: list[bool],
+    gate_scale: float,
+) -> Run:
     """Memory Caching as it is defined, one token after the other.
 
-    `q`, `k`, `u` (B, T, H, D_k), `v` (B, T, H, D_v); `segments` cuts the T tokens, `closes[i]` says whether segment i ends
-    with its last token or goes on in a later call. Cost: O(T N) reads.
+    `q`, `k`, `u` (B, T, H, D_k), `v` (B, T, H, D_v); `segments` cuts the T tokens,
+    `closes[i]` says whether segment i ends with its last token or goes on in a later call.
+    Cost: O(T N) reads.
     """
     fresh, steps = memory.start(k[:, 0], v[:, 0]), []
     for (first, last), ends in zip(segments.bounds, closes):
         for t in range(first, last):
-            cache = replace(cache, online=memory.write(cache.online, k[:, t], v[:, t]),
-                            key_sum=cache.key_sum + k[:, t], running=cache.running + 1)
+            cache = replace(
+                cache,
+                online=memory.write(cache.online, k[:, t], v[:, t]),
+                key_sum=cache.key_sum + k[:, t],
+                running=cache.running + 1,
+            )
             r, gates = route(aggregation, cache, u[:, t], gate_scale)
             if aggregation == "grm":
                 y = gated(memory, cache.states, cache.online, q[:, t], gates)
@@ -69,5 +92,7 @@ def sequential(q: Tensor, k: Tensor, v: Tensor, u: Tensor, memory, aggregation: 
 def align(rows: tuple[Tensor, ...], missing: float) -> Tensor:
     "Stack rows (B, H, n_t + 1) of growing length to (B, T, H, N+1), the online column last."
     width = rows[-1].shape[-1]
-    fill = lambda row: torch.nn.functional.pad(row[..., :-1], (0, width - row.shape[-1]), value=missing)
+    fill = lambda row: torch.nn.functional.pad(
+        row[..., :-1], (0, width - row.shape[-1]), value=missing
+    )
     return torch.stack([torch.cat([fill(row), row[..., -1:]], -1) for row in rows], 1)

@@ -30,10 +30,12 @@ def write_atomic(path: str | Path, content: bytes) -> Path:
         temporary.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/80_storage.ipynb #7204b693
+# %% ../nbs/80_storage.ipynb #45324879
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict) -> Path:
     "Write named `tensors` and the JSON-able description `about` to one safetensors file."
-    data = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+    }
     return write_atomic(path, safetensors.torch.save(data, {"about": json.dumps(about)}))
 
 
@@ -47,8 +49,10 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
             about = json.loads((file.metadata() or {})["about"])
             return {name: file.get_tensor(name) for name in file.keys()}, about
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a complete file of ours: it was truncated, damaged or written by another program "
-                         f"({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{path} is not a complete file of ours: it was truncated, damaged or written by another program "
+            f"({type(error).__name__}: {error})"
+        ) from None
 
 
 def save_json(path: str | Path, content: dict) -> Path:
@@ -57,11 +61,17 @@ def save_json(path: str | Path, content: dict) -> Path:
 
 
 def load_json(path: str | Path) -> dict:
-    "Read a JSON object; `ValueError` names the file when it is cut short or holds something else."
+    """Read a JSON object; `ValueError` names the file when it is cut short or holds
+    something else.
+    """
     try:
         content = json.loads(Path(path).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a complete JSON file ({error}); delete it or restore it, then run again") from None
+        raise ValueError(
+            f"{path} is not a complete JSON file ({error}); delete it or restore it, then run again"
+        ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, found a {type(content).__name__}")
+        raise ValueError(
+            f"{path} must hold a JSON object, found a {type(content).__name__}"
+        )
     return content

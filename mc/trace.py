@@ -13,14 +13,14 @@ from torch import Tensor
 from .cache import SegmentCache
 from .sequential import Run
 
-# %% ../nbs/60_trace.ipynb #593038fe
+# %% ../nbs/60_trace.ipynb #e2429dad
 @dataclass(frozen=True)
 class Trace:
     """What one layer did with T tokens that followed `before` earlier ones.
 
-    `scores`, `gates`: (B, T, H, N+1), the N cached segments within reach of the last token and, last, the online memory; -inf
-    and 0 where a segment is not closed yet. `cache`: the cache after the tokens, whose `states` and `lengths` are the
-    segments'.
+    `scores`, `gates`: (B, T, H, N+1), the N cached segments within reach of the last token
+    and, last, the online memory; -inf and 0 where a segment is not closed yet. `cache`: the
+    cache after the tokens, whose `states` and `lengths` are the segments'.
     """
 
     scores: Tensor
@@ -35,12 +35,20 @@ class Trace:
 
     @property
     def rows(self) -> list[dict]:
-        "One row for every gate a token could set: batch, token, head, memory (its index or 'online'), score, gate."
+        """One row for every gate a token could set: batch, token, head, memory (its
+        index or 'online'), score, gate.
+        """
         online = self.gates.shape[-1] - 1
         scores, gates = self.scores.tolist(), self.gates.tolist()
         return [
-            {"batch": b, "token": self.before + t, "head": h, "memory": "online" if i == online else i,
-             "score": scores[b][t][h][i], "gate": gates[b][t][h][i]}
+            {
+                "batch": b,
+                "token": self.before + t,
+                "head": h,
+                "memory": "online" if i == online else i,
+                "score": scores[b][t][h][i],
+                "gate": gates[b][t][h][i],
+            }
             for b, t, h, i in (self.scores > float("-inf")).nonzero().tolist()
         ]
 

@@ -18,11 +18,13 @@ from tqdm.auto import tqdm
 
 from .storage import load_tensors, save_tensors
 
-# %% ../nbs/81_training.ipynb #ec36d5c9
+# %% ../nbs/81_training.ipynb #f353b583
 @dataclass(frozen=True)
 class TrainConfig:
-    """`steps` of AdamW (weight decay 0.1 on matrices, gradients clipped to norm 1): `warmup` steps up to `learning_rate`, then
-    a cosine down to a tenth of it. `seed` decides the initial weights and, with the step, the data."""
+    """`steps` of AdamW (weight decay 0.1 on matrices, gradients clipped to norm 1):
+    `warmup` steps up to `learning_rate`, then a cosine down to a tenth of it. `seed`
+    decides the initial weights and, with the step, the data.
+    """
 
     steps: int
     learning_rate: float
@@ -41,46 +43,78 @@ def optimiser(model: nn.Module) -> torch.optim.AdamW:
     "AdamW with weight decay on matrices only."
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                             lr=1.0, betas=(0.9, 0.98))
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=1.0,
+        betas=(0.9, 0.98),
+    )
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    "The source of the data of one training step: a function of seed and step alone, so that no state needs saving."
+    """The source of the data of one training step: a function of seed and step alone, so
+    that no state needs saving.
+    """
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
-# %% ../nbs/81_training.ipynb #c15bc5d7
-def save_checkpoint(path: Path, model: nn.Module, adam: torch.optim.AdamW, losses: list[float], about: dict) -> None:
+# %% ../nbs/81_training.ipynb #698b0e2c
+def save_checkpoint(
+    path: Path, model: nn.Module, adam: torch.optim.AdamW, losses: list[float], about: dict
+) -> None:
     "Everything that the next step depends on, in one file."
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for i, state in adam.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{name}": tensor for name, tensor in state.items()}
-    save_tensors(path, tensors | {"losses": torch.tensor(losses, dtype=torch.float64)}, about)
+    save_tensors(
+        path, tensors | {"losses": torch.tensor(losses, dtype=torch.float64)}, about
+    )
 
 
-def load_checkpoint(path: Path, model: nn.Module, adam: torch.optim.AdamW, about: dict) -> list[float]:
-    "Put a checkpoint's tensors into `model` and `adam`; returns the losses so far. `ValueError` if it is of another run."
+def load_checkpoint(
+    path: Path, model: nn.Module, adam: torch.optim.AdamW, about: dict
+) -> list[float]:
+    """Put a checkpoint's tensors into `model` and `adam`; returns the losses so far.
+    `ValueError` if it is of another run.
+    """
     tensors, written = load_tensors(path)
     if written != about:
-        raise ValueError(f"{path} belongs to another run: it was written by {written}, this run is {about}")
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        raise ValueError(
+            f"{path} belongs to another run: it was written by {written}, this run is {about}"
+        )
+    model.load_state_dict(
+        {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    )
     state = {}
     for name, tensor in tensors.items():
         if name.startswith("adam."):
             _, i, key = name.split(".")
             state.setdefault(int(i), {})[key] = tensor
-    adam.load_state_dict({"state": state, "param_groups": adam.state_dict()["param_groups"]})
+    adam.load_state_dict(
+        {"state": state, "param_groups": adam.state_dict()["param_groups"]}
+    )
     return tensors["losses"].tolist()
 
-# %% ../nbs/81_training.ipynb #03391656
-def train(model: nn.Module, batch: Callable[[int, torch.Generator], tuple[Tensor, Tensor]], config: TrainConfig, *,
-          checkpoint: str | Path | None = None, every: int = 50, stop: int | None = None, progress: bool = True,
-          ) -> list[float]:
-    """Train `model` in place on `batch(step, generator) -> (tokens, labels)`, each (B, T); returns the loss of each step.
+# %% ../nbs/81_training.ipynb #058eb882
+def train(
+    model: nn.Module,
+    batch: Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
+    config: TrainConfig,
+    *,
+    checkpoint: str | Path | None = None,
+    every: int = 50,
+    stop: int | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Train `model` in place on `batch(step, generator) -> (tokens, labels)`, each (B,
+    T); returns the loss of each step.
 
-    checkpoint: a file to go on from when it exists and to write every `every` steps; an interruption loses at most these.
+    checkpoint: a file to go on from when it exists and to write every `every` steps; an
+    interruption loses at most these.
     stop: return after this step, as an interruption would.
-    Raises `ValueError` for a checkpoint of another run or a damaged one, and `FloatingPointError` when the loss is not finite.
+    Raises `ValueError` for a checkpoint of another run or a damaged one, and
+    `FloatingPointError` when the loss is not finite.
     """
     adam, losses = optimiser(model), []
     about = {"train": asdict(config), "model": model.config.to_dict()}
@@ -88,12 +122,20 @@ def train(model: nn.Module, batch: Callable[[int, torch.Generator], tuple[Tensor
         losses = load_checkpoint(Path(checkpoint), model, adam, about)
     model.train()
     last = min(config.steps, stop or config.steps)
-    for step in tqdm(range(len(losses), last), initial=len(losses), total=config.steps, disable=not progress, leave=False):
+    for step in tqdm(
+        range(len(losses), last),
+        initial=len(losses),
+        total=config.steps,
+        disable=not progress,
+        leave=False,
+    ):
         tokens, labels = batch(step, generator(config.seed, step))
         asked = labels >= 0
         loss = F.cross_entropy(model(tokens)[asked], labels[asked])
         if not loss.isfinite():
-            raise FloatingPointError(f"the loss became {loss.item()} at step {step}; the last checkpoint is kept")
+            raise FloatingPointError(
+                f"the loss became {loss.item()} at step {step}; the last checkpoint is kept"
+            )
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -16,18 +16,23 @@ import traitlets
 from ..model import LanguageModel
 from ..tasks.mqar import IGNORE, Batch
 
-# %% ../../nbs/91_routing.ipynb #86a95e80
+# %% ../../nbs/91_routing.ipynb #f931571e
 def roles(batch: Batch) -> list[str]:
     "What each token of one MQAR sequence is: key, value, query or filler."
     asked = (batch.labels[0] != IGNORE).tolist()
     shown = 2 * sum(asked)
-    return [("key", "value")[t % 2] if t < shown else "query" if asked[t] else "filler" for t in range(len(asked))]
+    return [
+        ("key", "value")[t % 2] if t < shown else "query" if asked[t] else "filler"
+        for t in range(len(asked))
+    ]
 
 
 def routing_data(model: LanguageModel, batch: Batch, title: str) -> dict:
-    """What the explorer's page needs to know about `model` on one MQAR sequence (a batch of 1), JSON-able.
+    """What the explorer's page needs to know about `model` on one MQAR sequence (a batch
+    of 1), JSON-able.
 
-    `gates` are (layers, T, heads, N+1) little-endian 16-bit fractions in base64, the online memory last.
+    `gates` are (layers, T, heads, N+1) little-endian 16-bit fractions in base64, the online
+    memory last.
     """
     if len(batch.tokens) != 1:
         raise ValueError(f"batch must hold one sequence; got {len(batch.tokens)}")
@@ -40,22 +45,34 @@ def routing_data(model: LanguageModel, batch: Batch, title: str) -> dict:
     top = probabilities.topk(3)
     labels = [None if label == IGNORE else label for label in batch.labels[0].tolist()]
     return {
-        "title": title, "tokens": [str(t) for t in tokens], "roles": roles(batch),
-        "lengths": lengths, "segment_of": [s for s, n in enumerate(lengths) for _ in range(n)],
-        "layers": len(traces), "heads": gates.shape[2], "slots": gates.shape[3],
+        "title": title,
+        "tokens": [str(t) for t in tokens],
+        "roles": roles(batch),
+        "lengths": lengths,
+        "segment_of": [s for s, n in enumerate(lengths) for _ in range(n)],
+        "layers": len(traces),
+        "heads": gates.shape[2],
+        "slots": gates.shape[3],
         "gates": base64.b64encode(packed).decode(),
         "source": [None if s < 0 else s for s in batch.source[0].tolist()],
         "target": [None if label is None else str(label) for label in labels],
-        "target_prob": [None if label is None else round(probabilities[t, label].item(), 4) for t, label in enumerate(labels)],
-        "answers": [[[str(i), round(p, 4)] for i, p in zip(*pair)] for pair in zip(top.indices.tolist(), top.values.tolist())],
+        "target_prob": [
+            None if label is None else round(probabilities[t, label].item(), 4)
+            for t, label in enumerate(labels)
+        ],
+        "answers": [
+            [[str(i), round(p, 4)] for i, p in zip(*pair)]
+            for pair in zip(top.indices.tolist(), top.values.tolist())
+        ],
     }
 
-# %% ../../nbs/91_routing.ipynb #84727bd7
+# %% ../../nbs/91_routing.ipynb #6bd6b1cf
 class RoutingExplorer(anywidget.AnyWidget):
-    """Per-token routing of a trained model: hover to look, click to hold, arrow keys to walk, a slider for time.
+    """Per-token routing of a trained model: hover to look, click to hold, arrow keys to
+    walk, a slider for time.
 
-    `data` is what `routing_data` returns; setting it again redraws. `token` is the held token; with -1 the explorer opens on
-    a question that was answered through the cache.
+    `data` is what `routing_data` returns; setting it again redraws. `token` is the held
+    token; with -1 the explorer opens on a question that was answered through the cache.
     """
 
     _esm = files("mc.explorers") / "routing.js"
@@ -64,6 +81,8 @@ class RoutingExplorer(anywidget.AnyWidget):
     token = traitlets.Int(-1).tag(sync=True)
 
 
-def explore(model: LanguageModel, batch: Batch, title: str = "Which memories does each token read?") -> RoutingExplorer:
+def explore(
+    model: LanguageModel, batch: Batch, title: str = "Which memories does each token read?"
+) -> RoutingExplorer:
     "The routing explorer of `model` on one MQAR sequence."
     return RoutingExplorer(data=routing_data(model, batch, title))

@@ -9,37 +9,47 @@ __all__ = ['State', 'LinearMemory', 'scan', 'recall']
 import torch
 from torch import Tensor
 
-# %% ../../nbs/11_linear_memory.ipynb #c4a47073
+# %% ../../nbs/11_linear_memory.ipynb #41943b16
 State = dict[str, Tensor]
 
 
 class LinearMemory:
-    """A matrix memory: `M_t = M_{t-1} + v_t k_tᵀ`, read as `M_t q_t` (Eq. 2 without φ and Z; Eq. 12).
+    """A matrix memory: `M_t = M_{t-1} + v_t k_tᵀ`, read as `M_t q_t` (Eq. 2 without φ
+    and Z; Eq. 12).
 
-    A state is `{"m": (..., D_v, D_k)}`; the leading axes are whatever the caller batches over.
+    A state is `{"m": (..., D_v, D_k)}`; the leading axes are whatever the caller batches
+    over.
     """
 
     name = "linear"
 
     def start(self, k: Tensor, v: Tensor) -> State:
-        "The empty memory for keys like `k` (..., D_k) and values like `v` (..., D_v): `M_0 = 0`."
+        """The empty memory for keys like `k` (..., D_k) and values like `v` (..., D_v):
+        `M_0 = 0`.
+        """
         return {"m": v.new_zeros(*v.shape, k.shape[-1])}
 
     def write(self, state: State, k: Tensor, v: Tensor) -> State:
-        "Eq. 4 for one token: `k` (..., D_k) and `v` (..., D_v) are added as an outer product."
+        """Eq. 4 for one token: `k` (..., D_k) and `v` (..., D_v) are added as an outer
+        product.
+        """
         return {"m": state["m"] + v[..., :, None] * k[..., None, :]}
 
     def read(self, state: State, q: Tensor) -> Tensor:
         "`M(q)`: the answer (..., D_v) of the memory to `q` (..., D_k)."
         return (state["m"] @ q[..., None])[..., 0]
 
-# %% ../../nbs/11_linear_memory.ipynb #26b2a542
-def scan(self: LinearMemory, start: State, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, State]:
-    """A row of blocks at once: every online read `M_t q_t` and the state at the end of each block.
+# %% ../../nbs/11_linear_memory.ipynb #1bba38f4
+def scan(
+    self: LinearMemory, start: State, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, State]:
+    """A row of blocks at once: every online read `M_t q_t` and the state at the end of
+    each block.
 
-    `q`, `k` (..., N, C, D_k) and `v` (..., N, C, D_v) hold N blocks of C tokens; block n starts with the state in which
-    block n-1 ended, block 0 with `start` (..., D_v, D_k). Zero keys and values write nothing, so a short block is padded
-    with zeros. Returns the reads (..., N, C, D_v) and end states (..., N, D_v, D_k).
+    `q`, `k` (..., N, C, D_k) and `v` (..., N, C, D_v) hold N blocks of C tokens; block n
+    starts with the state in which block n-1 ended, block 0 with `start` (..., D_v, D_k).
+    Zero keys and values write nothing, so a short block is padded with zeros. Returns the
+    reads (..., N, C, D_v) and end states (..., N, D_v, D_k).
     Cost: O(N (C² D + C D²)) time, O(N (C² + D²)) memory.
     """
     written = v.transpose(-1, -2) @ k
@@ -51,15 +61,16 @@ def scan(self: LinearMemory, start: State, q: Tensor, k: Tensor, v: Tensor) -> t
 
 LinearMemory.scan = scan
 
-# %% ../../nbs/11_linear_memory.ipynb #cca6179f
+# %% ../../nbs/11_linear_memory.ipynb #84d673b1
 def recall(self: LinearMemory, states: State, q: Tensor, weights: Tensor) -> Tensor:
     """`Σ_i w_ti M_i(q_t)`: the weighted reads of N memories.
 
-    `states` {"m": (..., N, D_v, D_k)}, `q` (..., T, D_k), `weights` (..., T, N); returns (..., T, D_v).
+    `states` {"m": (..., N, D_v, D_k)}, `q` (..., T, D_k), `weights` (..., T, N); returns
+    (..., T, D_v).
     Cost: O(T N D²) time in one product, O(T N D) memory.
     """
-    wide = (weights[..., None] * q[..., None, :]).flatten(-2)                # (..., T, N·D_k)
-    stacked = states["m"].transpose(-1, -2).flatten(-3, -2)                  # (..., N·D_k, D_v)
+    wide = (weights[..., None] * q[..., None, :]).flatten(-2)  # (..., T, N·D_k)
+    stacked = states["m"].transpose(-1, -2).flatten(-3, -2)  # (..., N·D_k, D_v)
     return wide @ stacked
 
 

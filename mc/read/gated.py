@@ -11,17 +11,23 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/22_gated.ipynb #1f0932c9
+# %% ../../nbs/22_gated.ipynb #e1da707a
 def scores(u: Tensor, pools: Tensor, gate_scale: float = 1.0) -> Tensor:
-    "Router scores of one token, Eq. 10: `u` (B, H, D) against `pools` (B, N+1, H, D), giving (B, H, N+1)."
+    """Router scores of one token, Eq. 10: `u` (B, H, D) against `pools` (B, N+1, H, D),
+    giving (B, H, N+1).
+    """
     return gate_scale * torch.einsum("bhd,bnhd->bhn", u, pools)
 
 
 def gated(memory, states: State, online: State, q: Tensor, gates: Tensor) -> Tensor:
-    """Eq. 9 for one token: the reads of all memories, weighted by `gates` (B, H, N+1), the online memory last.
+    """Eq. 9 for one token: the reads of all memories, weighted by `gates` (B, H, N+1),
+    the online memory last.
 
-    `states`: leaves (B, N, H, ...); `online`: leaves (B, H, ...); `q` (B, H, D_k). Returns (B, H, D_v).
+    `states`: leaves (B, N, H, ...); `online`: leaves (B, H, ...); `q` (B, H, D_k). Returns
+    (B, H, D_v).
     Cost: N + 1 reads.
     """
-    cached = memory.read(states, q[:, None])                                  # (B, N, H, D_v)
-    return gates[..., -1:] * memory.read(online, q) + torch.einsum("bhn,bnhd->bhd", gates[..., :-1], cached)
+    cached = memory.read(states, q[:, None])  # (B, N, H, D_v)
+    return gates[..., -1:] * memory.read(online, q) + torch.einsum(
+        "bhn,bnhd->bhd", gates[..., :-1], cached
+    )

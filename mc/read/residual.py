@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/21_residual.ipynb #4e107b73
+# %% ../../nbs/21_residual.ipynb #05c92045
 def residual(memory, states: State, online: State, q: Tensor) -> Tensor:
     """Eq. 7 for one token: the online read plus the read of every cached memory.
 
-    `states`: leaves (B, N, H, ...); `online`: leaves (B, H, ...); `q` (B, H, D_k). Returns (B, H, D_v).
+    `states`: leaves (B, N, H, ...); `online`: leaves (B, H, ...); `q` (B, H, D_k). Returns
+    (B, H, D_v).
     Cost: N + 1 reads.
     """
     return memory.read(online, q) + memory.read(states, q[:, None]).sum(1)

@@ -12,13 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../../nbs/71_mqar.ipynb #9d9efdb4
+# %% ../../nbs/71_mqar.ipynb #94d329dd
 IGNORE = -100
 
 
 class Batch(NamedTuple):
-    """`tokens` (B, T); `labels` (B, T), the right value at a question and -100 elsewhere; `source` (B, T), the position of the
-    value in its pair at a question and -1 elsewhere."""
+    """`tokens` (B, T); `labels` (B, T), the right value at a question and -100
+    elsewhere; `source` (B, T), the position of the value in its pair at a question and
+    -1 elsewhere.
+    """
 
     tokens: Tensor
     labels: Tensor
@@ -27,7 +29,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class MQAR:
-    "Sequences of `length` tokens: `pairs` key-value pairs, then one question for each among fillers."
+    """Sequences of `length` tokens: `pairs` key-value pairs, then one question for each
+    among fillers.
+    """
 
     vocab_size: int = 256
     length: int = 256
@@ -35,26 +39,40 @@ class MQAR:
 
     def __post_init__(self):
         if self.pairs < 1 or self.length < 3 * self.pairs:
-            raise ValueError(f"length must be at least 3 * pairs, and pairs >= 1; got {self.length} and {self.pairs}")
+            raise ValueError(
+                f"length must be at least 3 * pairs, and pairs >= 1; got {self.length} and {self.pairs}"
+            )
         if self.vocab_size // 2 <= self.pairs:
-            raise ValueError(f"vocab_size must exceed 2 * pairs + 1, so that a filler is left; got {self.vocab_size} "
-                             f"for {self.pairs} pairs")
+            raise ValueError(
+                f"vocab_size must exceed 2 * pairs + 1, so that a filler is left; got {self.vocab_size} "
+                f"for {self.pairs} pairs"
+            )
 
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
         "`batch` sequences drawn with `generator`."
         half, pairs, rest = self.vocab_size // 2, self.pairs, self.length - 2 * self.pairs
-        lower = torch.rand(batch, half, generator=generator).argsort(1)               # a random order of the lower half
+        lower = torch.rand(batch, half, generator=generator).argsort(
+            1
+        )  # a random order of the lower half
         keys, unused = lower[:, :pairs], lower[:, pairs:]
         values = torch.randint(half, self.vocab_size, (batch, pairs), generator=generator)
         shown = torch.stack([keys, values], 2).flatten(1)
 
-        places = torch.rand(batch, rest, generator=generator).argsort(1)[:, :pairs]    # pair i is asked for at places[i]
+        places = torch.rand(batch, rest, generator=generator).argsort(1)[
+            :, :pairs
+        ]  # pair i is asked for at places[i]
         pick = torch.randint(unused.shape[1], (batch, rest), generator=generator)
         asked = unused.gather(1, pick).scatter(1, places, keys)
         labels = torch.full((batch, rest), IGNORE).scatter(1, places, values)
-        source = torch.full((batch, rest), -1).scatter(1, places, (2 * torch.arange(pairs) + 1).expand(batch, -1))
+        source = torch.full((batch, rest), -1).scatter(
+            1, places, (2 * torch.arange(pairs) + 1).expand(batch, -1)
+        )
         unasked = lambda value: torch.full((batch, 2 * pairs), value)
-        return Batch(torch.cat([shown, asked], 1), torch.cat([unasked(IGNORE), labels], 1), torch.cat([unasked(-1), source], 1))
+        return Batch(
+            torch.cat([shown, asked], 1),
+            torch.cat([unasked(IGNORE), labels], 1),
+            torch.cat([unasked(-1), source], 1),
+        )
 
 # %% ../../nbs/71_mqar.ipynb #f636f58b
 def fingerprint(batch: Batch) -> str:
@@ -63,14 +81,18 @@ def fingerprint(batch: Batch) -> str:
 
     return hashlib.sha256(torch.stack(batch).numpy().astype("<i8").tobytes()).hexdigest()
 
-# %% ../../nbs/71_mqar.ipynb #98865c8c
+# %% ../../nbs/71_mqar.ipynb #1760a9b1
 def curriculum(final: MQAR, batch: int, step: int, steps: int) -> tuple[MQAR, int]:
-    """Task and batch size of training step `step` of `steps`: 1/8, 1/4 and 1/2 of the pairs of `final` for a fifth of the steps
-    each, then all of them. Sequences shrink with the pairs and batches grow, so that a step keeps its number of tokens."""
+    """Task and batch size of training step `step` of `steps`: 1/8, 1/4 and 1/2 of the
+    pairs of `final` for a fifth of the steps each, then all of them. Sequences shrink
+    with the pairs and batches grow, so that a step keeps its number of tokens.
+    """
     halvings = max(3 - 5 * step // steps, 0)
     while final.pairs % 2**halvings or final.length % 2**halvings:
         halvings -= 1
-    return MQAR(final.vocab_size, final.length >> halvings, final.pairs >> halvings), batch << halvings
+    return MQAR(
+        final.vocab_size, final.length >> halvings, final.pairs >> halvings
+    ), batch << halvings
 
 # %% ../../nbs/71_mqar.ipynb #367416bb
 @torch.no_grad()
