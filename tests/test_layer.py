@@ -52,6 +52,14 @@ def test_no_output_depends_on_a_later_token(config):
         assert torch.allclose(after[:, :t], y[:, :t], rtol=0, atol=1e-12) and not torch.allclose(after[:, t], y[:, t])
 
 
+def test_queries_and_keys_have_length_one():
+    layer, x = layer_of(mc.MCConfig(16, 2, segment_size=4)), inputs(11)
+    y = layer(x)
+    with torch.no_grad():
+        layer.conv.proj.weight[:32] *= 3                           # the rows that make q and k
+    assert torch.allclose(layer(x), y, atol=1e-12)
+
+
 def test_every_parameter_learns():
     layer = layer_of(mc.MCConfig(16, 2, segment_size=4))
     layer(inputs(11)).square().sum().backward()

@@ -12,7 +12,7 @@ import torch
 import mc
 from mc.storage import load_tensors
 from mc.tasks.mqar import MQAR
-from mc.train import TrainConfig, train
+from mc.train import TrainConfig, generator, train
 
 CONFIG = TrainConfig(steps=12, learning_rate=1e-2, warmup=3, seed=5)
 
@@ -55,6 +55,12 @@ def test_the_result_does_not_depend_on_global_randomness():
 
 def test_seed_decides_the_data():
     assert run(fresh())[0] != run(fresh(), replace(CONFIG, seed=6))[0]
+
+
+def test_every_step_draws_new_data():
+    drawn = [batch(step, generator(0, step))[0] for step in range(3)]
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    assert torch.equal(drawn[2], batch(2, generator(0, 2))[0])
 
 
 SCRIPT = """
