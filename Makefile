@@ -48,7 +48,7 @@ sync: environment
 
 # A stamp, not the notebook: papermill writes that after every cell, so a run cut short leaves one too.
 smoke: book/runs/mqar/.smoke
-book/runs/mqar/.smoke: nbs/bench/mqar.ipynb nbs/bench/mqar.yaml $(shell find mc -name '*.py' 2> /dev/null)
+book/runs/mqar/.smoke: nbs/bench/mqar.ipynb nbs/bench/mqar.yaml $(shell find mc results/mqar/cpu -name '*.py' -o -name '*.json' 2> /dev/null)
 	echo "benchmark: mqar, smoke profile (under a minute)"
 	rm -rf book/runs/mqar    # records made by an older mc
 	mc bench mqar --profile smoke --out book/runs

@@ -9,17 +9,25 @@ __all__ = ['COLOURS', 'DASHES', 'NAMES', 'SEQUENTIAL', 'DIVERGING', 'describe', 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# %% ../nbs/90_figures.ipynb #aaaa6eec
+# %% ../nbs/90_figures.ipynb #9f2e2b51
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
+    "wide": "#D55E00",
     "residual": "#CC79A7",
     "grm": "#009E73",
 }
-DASHES = {"attention": "dot", "none": "solid", "residual": "dash", "grm": "solid"}
+DASHES = {
+    "attention": "dot",
+    "none": "solid",
+    "wide": "dashdot",
+    "residual": "dash",
+    "grm": "solid",
+}
 NAMES = {
     "attention": "softmax attention",
     "none": "no caching",
+    "wide": "no caching, one head",
     "residual": "residual, checkpoint",
     "grm": "GRM, independent",
 }

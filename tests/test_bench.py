@@ -8,7 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mc.bench import MQARRun, measure, measure_all
+from mc.bench import MIXERS, MQARRun, measure, measure_all
 from mc.cli import main
 from mc.records import interval, read_records
 from mc.storage import load_json, save_json
@@ -38,9 +38,9 @@ def test_a_benchmark_leaves_records_models_and_its_notebook(tmp_path):
     assert result.exit_code == 0, result.output
     folder = tmp_path / "results/mqar/tiny"
     records = read_records(folder)
-    assert [r["variant"] for r in records] == ["attention", "grm", "none", "residual"]
+    assert [r["variant"] for r in records] == sorted(MIXERS)
     assert all(r["command"] == "mc bench mqar --profile tiny" and r["commit"] for r in records)
-    assert sorted(p.stem for p in (folder / "models").iterdir()) == ["attention", "grm", "none", "residual"]
+    assert sorted(p.stem for p in (folder / "models").iterdir()) == sorted(MIXERS)
     kept = nbformat.read(f"{folder}.ipynb", 4)
     assert "papermill" not in kept.metadata and str(tmp_path) not in json.dumps(kept)
     assert all(cell.execution_count for cell in kept.cells if cell.cell_type == "code")
@@ -59,7 +59,7 @@ def test_a_record_cut_in_half_is_named(tmp_path):
     result = mc("bench", "mqar", "--profile", "tiny", "--out", tmp_path / "results", "--notebooks", place)
     assert result.exit_code == 2 and "grm-seed0.json is not a complete JSON file" in result.output
     assert "Traceback" not in result.output
-    assert {p.stem for p in folder.glob("*.json")} == {"attention-seed0", "grm-seed0", "none-seed0", "residual-seed0"}
+    assert {p.stem for p in folder.glob("*.json")} == {f"{variant}-seed0" for variant in MIXERS}
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -112,7 +112,7 @@ def test_incomplete_records_are_named(tmp_path):
 
 
 def test_unknown_variants_are_refused():
-    with pytest.raises(ValueError, match="variant must be one of attention, none, residual, grm; got 'rnn'"):
+    with pytest.raises(ValueError, match="variant must be one of attention, none, wide, residual, grm; got 'rnn'"):
         MQARRun("rnn", 0)
 
 
@@ -123,14 +123,14 @@ def test_interval_against_a_table():
 
 
 def test_shipped_records_and_models_are_whole():
-    "The book's numbers: five seeds of four variants, committed code, and models that still score what the record says."
+    "The book's numbers: five seeds of every variant, committed code, and models that still score what the record says."
     from mc.bench import score
     from mc.model import LanguageModel
 
     folder = ROOT / "results/mqar/cpu"
     records = read_records(folder)
     assert sorted((r["variant"], r["seed"]) for r in records) == [
-        (v, s) for v in ("attention", "grm", "none", "residual") for s in range(5)]
+        (v, s) for v in sorted(MIXERS) for s in range(5)]
     assert {r["command"] for r in records} == {"mc bench mqar --profile cpu"}
     assert not any(r["commit"].endswith("+") for r in records)
     for record in (r for r in records if r["seed"] == 0):
