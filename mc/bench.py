@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIXERS', 'TEST_SEED', 'MQARRun', 'carried', 'score', 'measure', 'measure_all']
 
-# %% ../nbs/83_measured_run.ipynb #d107f4e2
+# %% ../nbs/83_measured_run.ipynb #f9d506ba
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .layer import MCConfig
 from .model import AttentionConfig, LanguageModel, LMConfig, cache_bytes
 from .records import provenance
-from .storage import load_json, save_json
+from .storage import load_json, load_tensors, save_json
 from .tasks.mqar import MQAR, correct, curriculum, fingerprint
 from .train import TrainConfig, train
 
@@ -79,7 +79,7 @@ def carried(run: MQARRun) -> int:
     _, caches = run.model().forward_with_cache(tokens)
     return cache_bytes(caches) // 4
 
-# %% ../nbs/83_measured_run.ipynb #d1d64fbb
+# %% ../nbs/83_measured_run.ipynb #f1518eb5
 TEST_SEED = 2**40
 
 
@@ -133,6 +133,9 @@ def measure(
         task, size = curriculum(run.task, run.batch, step, run.steps)
         return task.sample(size, generator)[:2]
 
+    resumed_at = 0
+    if checkpoint.exists():
+        resumed_at = len(load_tensors(checkpoint)[0]["losses"])
     start, cpu = time.perf_counter(), time.process_time()
     losses = train(
         model,
@@ -154,6 +157,7 @@ def measure(
         **score(run, model),
         "parameters": sum(p.numel() for p in model.parameters()),
         **seconds,
+        "resumed_at": resumed_at,
         "loss_every_20": [round(sum(b) / len(b), 4) for b in blocks],
         "settings": asdict(run),
         **made_by,

@@ -9,7 +9,7 @@ __all__ = ['COLOURS', 'DASHES', 'NAMES', 'SEQUENTIAL', 'DIVERGING', 'describe', 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# %% ../nbs/90_figures.ipynb #9f2e2b51
+# %% ../nbs/90_figures.ipynb #ba40434b
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
@@ -22,7 +22,7 @@ DASHES = {
     "none": "solid",
     "wide": "dashdot",
     "residual": "dash",
-    "grm": "solid",
+    "grm": "longdash",
 }
 NAMES = {
     "attention": "softmax attention",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'CausalConv', 'check_size', 'MCConfig', 'LinearMemoryBackend', 'check_input', 'MemoryCachingLayer']
 
-# %% ../nbs/61_layer.ipynb #0ae8bc21
+# %% ../nbs/61_layer.ipynb #35747e20
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import SegmentCache
-from .functional import check_choice, run
+from .functional import check_choice, check_scale, run
 from .memory.linear import LinearMemory
 from .sequential import AGGREGATIONS, INITS, Run
 from .trace import Trace
@@ -38,7 +38,7 @@ class CausalConv(nn.Module):
             :, x.shape[1] - self.width + 1 :
         ]
 
-# %% ../nbs/61_layer.ipynb #8b9ae4d5
+# %% ../nbs/61_layer.ipynb #e4863d95
 BACKENDS = ("linear",)
 
 
@@ -76,6 +76,7 @@ class MCConfig:
         check_choice("backend", self.backend, BACKENDS)
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
         check_choice("init", self.init, INITS)
+        check_scale(self.gate_scale)
 
 # %% ../nbs/61_layer.ipynb #4758e8c9
 class LinearMemoryBackend(nn.Module):
@@ -85,7 +86,7 @@ class LinearMemoryBackend(nn.Module):
         "The memory for the inputs `x` (B, T, d_model)."
         return LinearMemory()
 
-# %% ../nbs/61_layer.ipynb #2a8dad1f
+# %% ../nbs/61_layer.ipynb #93b241c1
 def check_input(x: Tensor, rank: int, width: int, like: Tensor) -> None:
     """Refuse an input that is not a finite tensor of `rank` axes, the last `width` wide,
     of the type and device of `like`.
@@ -161,9 +162,8 @@ class MemoryCachingLayer(nn.Module):
         check_input(x, 3, config.d_model, self.out.weight)
         before = self._inputs(x, cache)
         projected, after = self.conv(x, before)
-        q, k, v = projected.unflatten(-1, (3, config.num_heads, -1)).unbind(
-            2
-        )  # (B, T, H, D)
+        heads = projected.unflatten(-1, (3, config.num_heads, -1))  # (B, T, 3, H, D)
+        q, k, v = heads.unbind(2)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         u = (
             self.connector(x).unflatten(-1, (config.num_heads, -1)) if self.connector else q

@@ -18,7 +18,7 @@ from .layer import CausalConv, MCConfig, MemoryCachingLayer, check_input, check_
 from .storage import load_tensors, save_tensors
 from .trace import Trace
 
-# %% ../nbs/63_language_model.ipynb #d80bed90
+# %% ../nbs/63_language_model.ipynb #073603f2
 @dataclass(frozen=True)
 class AttentionConfig:
     "Causal softmax attention (Eq. 1) in the place of a Memory Caching layer."
@@ -64,10 +64,11 @@ class Attention(nn.Module):
         config = self.config
         check_input(x, 3, config.d_model, self.out.weight)
         keys, values, before = cache or (None, None, None)
+        if cache:
+            self._check_cache(x, cache)
         projected, after = self.conv(x, before)
-        q, k, v = projected.unflatten(-1, (3, config.num_heads, -1)).permute(
-            2, 0, 3, 1, 4
-        )  # (B, H, T, D)
+        heads = projected.unflatten(-1, (3, config.num_heads, -1))  # (B, T, 3, H, D)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         q, k = F.normalize(q, dim=-1) * self.log_scale.exp(), F.normalize(k, dim=-1)
         if cache:
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
@@ -80,6 +81,17 @@ class Attention(nn.Module):
             v,
             after,
         )
+
+    def _check_cache(self, x: Tensor, cache: tuple) -> None:
+        config = self.config
+        heads = (len(x), config.num_heads, config.d_model // config.num_heads)
+        inputs = (len(x), config.conv_size - 1, config.d_model)
+        (batch, count, _, size), given = cache[0].shape, tuple(cache[2].shape)
+        if ((batch, count, size), given) != (heads, inputs):
+            raise ValueError(
+                f"cache is of another layer or batch: keys {tuple(cache[0].shape)} and "
+                f"inputs {given}; this one needs {heads} and {inputs}"
+            )
 
 # %% ../nbs/63_language_model.ipynb #49580414
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ class Block(nn.Module):
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * value), cache
 
-# %% ../nbs/63_language_model.ipynb #f70433af
+# %% ../nbs/63_language_model.ipynb #c3771298
 class LanguageModel(nn.Module):
     "Tokens (B, T) to next-token logits (B, T, vocab_size)."
 
@@ -156,8 +168,11 @@ class LanguageModel(nn.Module):
         """`tokens` (B, T) after those that `caches` (one per block) have seen; returns
         logits and the next caches.
         """
-        x = self._embed(tokens)
-        after = []
+        x, after = self._embed(tokens), []
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ValueError(
+                f"caches must hold one for each of {len(self.blocks)} blocks; got {len(caches)}"
+            )
         for block, cache in zip(
             self.blocks, caches or [None] * len(self.blocks), strict=True
         ):
@@ -171,6 +186,8 @@ class LanguageModel(nn.Module):
         Caching layer.
         """
         x, traces = self._embed(tokens), []
+        if not isinstance(self.config.mixer, MCConfig):
+            raise ValueError("inspect needs Memory Caching layers; this model's are attention")
         for block in self.blocks:
             traces.append(block.mixer.inspect(block.mixer_norm(x)))
             x, _ = block(x)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .storage import load_json
 
-# %% ../nbs/82_records.ipynb #811f652a
+# %% ../nbs/82_records.ipynb #b7b62278
 def provenance(command: str) -> dict:
     "What produced a number: `command`, commit, device, versions and time."
     import torch
@@ -36,7 +36,7 @@ def provenance(command: str) -> dict:
     )
     dirty = (
         "+"
-        if git("status", "--porcelain", "--untracked-files=no", "--", "mc", "nbs")
+        if git("status", "--porcelain", "--untracked-files=no", "--", ":/mc", ":/nbs")
         else ""
     )
     return {

@@ -13,7 +13,7 @@ from torch import Tensor
 from .cache import SegmentCache
 from .sequential import Run
 
-# %% ../nbs/60_trace.ipynb #e2429dad
+# %% ../nbs/60_trace.ipynb #4f107184
 @dataclass(frozen=True)
 class Trace:
     """What one layer did with T tokens that followed `before` earlier ones.
@@ -35,7 +35,7 @@ class Trace:
 
     @property
     def rows(self) -> list[dict]:
-        """One row for every gate a token could set: batch, token, head, memory (its
+        """One row for every memory a token could read: batch, token, head, memory (its
         index or 'online'), score, gate.
         """
         online = self.gates.shape[-1] - 1

@@ -96,7 +96,7 @@ def load_checkpoint(
     )
     return tensors["losses"].tolist()
 
-# %% ../nbs/81_training.ipynb #058eb882
+# %% ../nbs/81_training.ipynb #0021af67
 def train(
     model: nn.Module,
     batch: Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
@@ -121,7 +121,7 @@ def train(
     if checkpoint and Path(checkpoint).exists():
         losses = load_checkpoint(Path(checkpoint), model, adam, about)
     model.train()
-    last = min(config.steps, stop or config.steps)
+    last = config.steps if stop is None else min(stop, config.steps)
     for step in tqdm(
         range(len(losses), last),
         initial=len(losses),

@@ -92,7 +92,8 @@ def test_an_interrupted_run_goes_on_to_the_same_record(tmp_path):
 
     train(RUN.model(), batch, config, checkpoint=tmp_path / "cut/.grm-seed0.checkpoint", stop=2, progress=False)
     again = measure(RUN, tmp_path / "cut", "a test")
-    unstable = {"seconds", "cpu_seconds", "time"}
+    assert again["resumed_at"] == 2 and whole["resumed_at"] == 0
+    unstable = {"seconds", "cpu_seconds", "time", "resumed_at"}
     assert {k: v for k, v in again.items() if k not in unstable} == {k: v for k, v in whole.items() if k not in unstable}
 
 
@@ -109,6 +110,24 @@ def test_incomplete_records_are_named(tmp_path):
     (tmp_path / "grm-seed0.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold a JSON object, found a list"):
         load_json(tmp_path / "grm-seed0.json")
+
+
+def test_a_record_says_when_the_code_was_not_committed(tmp_path, monkeypatch):
+    import subprocess
+
+    from mc.records import provenance
+
+    git = lambda *arguments: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+    for name in ("mc", "nbs/bench"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text("one")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "all")
+    monkeypatch.chdir(tmp_path / "nbs/bench")                                      # where benchmarks run
+    assert not provenance("")["commit"].endswith("+")
+    (tmp_path / "mc/file").write_text("two")
+    assert provenance("")["commit"].endswith("+")
 
 
 def test_unknown_variants_are_refused():

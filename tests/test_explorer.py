@@ -90,6 +90,22 @@ def test_keys_walk(explorer, page, truth):
     assert shown(explorer) == (batch.labels[0] != IGNORE).nonzero()[0].item()
 
 
+def test_keys_work_from_the_buttons_and_the_slider(explorer, page):
+    token(explorer, 100).click()
+    explorer.get_by_role("button", name="next query").click()
+    first = shown(explorer)
+    page.keyboard.press("n")
+    assert shown(explorer) > first
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("p")
+    assert shown(explorer) == first
+    explorer.locator(".mc-time").focus()
+    page.keyboard.press("ArrowRight")
+    assert shown(explorer) == first + 1
+    page.keyboard.press("n")
+    assert shown(explorer) > first + 1
+
+
 def test_the_slider_closes_segments(explorer, page):
     slider = explorer.locator(".mc-time")
     for t, cached in [(15, 0), (16, 1), (255, 15)]:

@@ -138,6 +138,7 @@ def test_step_wants_one_token():
 
 @pytest.mark.parametrize("change, message", [
     ({"segment_size": 8}, "segments is 4 there and 8 here"), ({"init": "checkpoint"}, "init is 'independent' there"),
+    ({"gate_scale": 2.0}, "gate_scale is 1.0 there and 2.0 here"),
     ({"aggregation": "residual"}, "aggregation is 'grm' there and 'residual' here"),
     ({"num_heads": 4}, r"cache holds a memory \(2, 2, 8, 8\)"), ({"conv_size": 3}, r"inputs \(2, 2, 16\)"),
 ])
@@ -162,7 +163,7 @@ def test_caches_of_another_kind_are_refused():
     ({"segment_size": 0}, "segment_size must be an integer >= 1; got 0"), ({"segment_size": 2.5}, "segment_size"),
     ({"num_heads": 3}, "multiple of num_heads; got 16 and 3"), ({"aggregation": "mean"}, "aggregation must be one of 'none'"),
     ({"backend": "titan"}, "backend must be one of 'linear'; got 'titan'"), ({"init": "fresh"}, "init must be one of"),
-    ({"conv_size": 0}, "conv_size"), ({"d_model": -16}, "d_model"),
+    ({"conv_size": 0}, "conv_size"), ({"gate_scale": float("nan")}, "gate_scale"), ({"d_model": -16}, "d_model"),
 ])
 def test_bad_configurations_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -176,6 +177,8 @@ BAD_CALLS = {
     "width": (dict(u=Q[..., :7]), "u .* does not fit q"), "nan": (dict(k=Q * float("nan")), "k contains NaN"),
     "aggregation": (dict(aggregation="soup"), "aggregation must be one of"), "init": (dict(init=""), "init must be one of"),
     "implementation": (dict(implementation="fast"), "implementation must be one of 'parallel', 'sequential'"),
+    "scale": (dict(gate_scale=float("inf")), "gate_scale must be a finite number; got inf"),
+    "memory": (dict(memory=None), "NoneType lacks name, start"),
     "size": (dict(segments=0), "segment_size must be an integer >= 1, got 0"), "sum": (dict(segments=[4, 4]), "add up to 8 tokens"),
     "length": (dict(segments=[6, 0]), "integers >= 1"), "none": (dict(segments=None), "segments must be a length or a list"),
 }

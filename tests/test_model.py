@@ -66,3 +66,19 @@ def test_a_cache_is_not_a_model(tmp_path):
 def test_bad_tokens_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         model_of(MIXERS[0])(bad)
+
+
+def test_caches_that_do_not_fit_are_refused():
+    model = model_of(MIXERS[2])
+    _, caches = model.forward_with_cache(tokens())
+    with pytest.raises(ValueError, match="caches must hold one for each of 2 blocks; got 1"):
+        model.forward_with_cache(tokens(), caches[:1])
+    with pytest.raises(ValueError, match="cache is of another layer or batch"):
+        model.forward_with_cache(tokens()[:1], caches)
+    with pytest.raises(ValueError, match="cache is of another layer or batch"):
+        model_of(mc.AttentionConfig(16, 4)).forward_with_cache(tokens(), caches)
+
+
+def test_attention_has_no_routing_to_inspect():
+    with pytest.raises(ValueError, match="inspect needs Memory Caching layers"):
+        model_of(MIXERS[2]).inspect(tokens())

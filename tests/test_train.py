@@ -53,6 +53,10 @@ def test_the_result_does_not_depend_on_global_randomness():
     assert same(a, b)
 
 
+def test_stop_at_zero_trains_nothing():
+    assert run(fresh(), stop=0) == []
+
+
 def test_seed_decides_the_data():
     assert run(fresh())[0] != run(fresh(), replace(CONFIG, seed=6))[0]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../../nbs/71_mqar.ipynb #94d329dd
+# %% ../../nbs/71_mqar.ipynb #1954168b
 IGNORE = -100
 
 
@@ -51,16 +51,13 @@ class MQAR:
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
         "`batch` sequences drawn with `generator`."
         half, pairs, rest = self.vocab_size // 2, self.pairs, self.length - 2 * self.pairs
-        lower = torch.rand(batch, half, generator=generator).argsort(
-            1
-        )  # a random order of the lower half
+        order = lambda n: torch.rand(batch, n, generator=generator).argsort(dim=1, stable=True)
+        lower = order(half)
         keys, unused = lower[:, :pairs], lower[:, pairs:]
         values = torch.randint(half, self.vocab_size, (batch, pairs), generator=generator)
         shown = torch.stack([keys, values], 2).flatten(1)
 
-        places = torch.rand(batch, rest, generator=generator).argsort(1)[
-            :, :pairs
-        ]  # pair i is asked for at places[i]
+        places = order(rest)[:, :pairs]  # pair i is asked for at places[i]
         pick = torch.randint(unused.shape[1], (batch, rest), generator=generator)
         asked = unused.gather(1, pick).scatter(1, places, keys)
         labels = torch.full((batch, rest), IGNORE).scatter(1, places, values)

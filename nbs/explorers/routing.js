@@ -25,13 +25,13 @@ function setClass(el, ...names) {
 }
 
 function onKeys(el, actions) {
-  el.addEventListener("keydown", (event) => {
-    const action = actions[event.key];
-    if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
+  el.onkeydown = (event) => {
+    const action = actions[event.key], slides = event.target.matches("input") && event.key.length > 1;
+    if (!action || slides || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     event.stopPropagation(); // the book's theme turns pages on arrow keys
     action();
-  });
+  };
 }
 
 function decodeGates(base64) {
@@ -142,7 +142,7 @@ function legend(v) {
   return h("div", { class: "legend" }, ...[...new Set(v.roles)].map(entry), h("span", { class: "entry truth" }, "◆ true pair"));
 }
 
-function strip(v, { preview, hold, step, jump }) {
+function strip(v, { preview, hold, walk }) {
   const size = tokenSize(v);
   const boxes = v.lengths.map((_, s) => segmentBox(v, s, size));
   const list = h("div", { class: "strip", role: "listbox", "aria-label": "tokens", "aria-orientation": "horizontal",
@@ -158,10 +158,7 @@ function strip(v, { preview, hold, step, jump }) {
   });
   list.addEventListener("pointerleave", () => preview(null));
   list.addEventListener("click", (event) => { if (at(event)) thenFocus(hold, +at(event).dataset.index)(); });
-  onKeys(list, {
-    ArrowLeft: thenFocus(step, -1, 0), ArrowRight: thenFocus(step, 1, 0), ArrowUp: thenFocus(step, 0, -1), ArrowDown: thenFocus(step, 0, 1),
-    Home: thenFocus(hold, 0), End: thenFocus(hold, v.T - 1), n: thenFocus(jump, 1), p: thenFocus(jump, -1),
-  });
+  onKeys(list, Object.fromEntries(Object.entries(walk).map(([key, move]) => [key, thenFocus(move)])));
   const draw = (t, held) => { const pair = v.truePair(t); boxes.forEach((box) => box.draw(t, held, pair)); };
   const light = (s) => boxes.forEach((box, i) => box.el.classList.toggle("lit", i === s));
   return { el: h("div", { class: "sequence" }, legend(v), list), draw, light };
@@ -249,7 +246,7 @@ function gates(v, { light }) {
   const shelf = range(v.slots, (slot) => shelfSlot(v, slot));
   const grid = gateGrid(v, shelf, range(v.layers, (layer) => layerRows(v, layer)).flat());
   const reading = h("p", { class: "reading" });
-  const ramp = h("p", {}, "gate 0 ", h("span", { class: "ramp" }), " 1");
+  const ramp = h("p", {}, "on ◆: gate on the true segment · gate 0 ", h("span", { class: "ramp" }), " 1");
   let now = 0, focused = v.online;
   const read = ({ layer, head, slot, value }) => `layer ${+layer + 1}, head ${+head + 1} → ${slotName(v, +slot)}: ${(+value).toFixed(4)}`;
   const largest = () => [...grid.el.querySelectorAll(".top")].reduce((a, b) => (+b.dataset.value > +a.dataset.value ? b : a));
@@ -332,6 +329,12 @@ function explorer(model, root) {
     jump: (dir) => actions.hold((dir > 0 ? v.queries.find((q) => q > held) : v.queries.filter((q) => q < held).pop()) ?? held),
     light: (s) => sequence.light(s),
   };
+  actions.walk = {
+    ArrowLeft: () => actions.step(-1, 0), ArrowRight: () => actions.step(1, 0),
+    ArrowUp: () => actions.step(0, -1), ArrowDown: () => actions.step(0, 1),
+    Home: () => actions.hold(0), End: () => actions.hold(v.T - 1), n: () => actions.jump(1), p: () => actions.jump(-1),
+  };
+  onKeys(root, actions.walk); // also when a button or the slider has the focus
   const sequence = strip(v, actions), heat = gates(v, actions), said = answer(v);
   const above = [heading(v), timeBar(v, actions), sequence], readout = [story(v), heat, said], spoken = announcer(v);
   const panels = [...above, ...readout, spoken];
