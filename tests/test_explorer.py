@@ -90,6 +90,15 @@ def test_keys_walk(explorer, page, truth):
     assert shown(explorer) == (batch.labels[0] != IGNORE).nonzero()[0].item()
 
 
+def test_tokens_that_scroll_under_a_resting_pointer_are_not_pointed_at(explorer, page):
+    page.set_viewport_size({"width": 1280, "height": 260})
+    token(explorer, 130).click()
+    for key, expected in [("Home", 0), ("End", 255), ("Home", 0)]:
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
+        assert shown(explorer) == expected
+
+
 def test_keys_work_from_the_buttons_and_the_slider(explorer, page):
     token(explorer, 100).click()
     explorer.get_by_role("button", name="next query").click()

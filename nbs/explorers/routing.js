@@ -151,8 +151,12 @@ function strip(v, { preview, hold, walk }) {
   const thenFocus = (move, ...args) => () => { move(...args); focus(); };
   const at = (event) => event.target.closest("[data-index]");
 
+  // When keys scroll the page, tokens pass under a resting pointer: only a pointer that moved is pointing.
+  let rest = null;
+  const place = (event) => `${event.clientX},${event.clientY}`;
+  list.addEventListener("pointermove", (event) => { rest = place(event); });
   list.addEventListener("pointerover", (event) => {
-    if (event.pointerType === "touch") return;
+    if (event.pointerType === "touch" || place(event) === rest) return;
     if (at(event)) preview(+at(event).dataset.index);
     else if (!event.target.closest(".tokens")) preview(null);
   });
