@@ -152,11 +152,11 @@ function strip(v, { preview, hold, walk }) {
   const at = (event) => event.target.closest("[data-index]");
 
   // When keys scroll the page, tokens pass under a resting pointer: only a pointer that moved is pointing.
-  let rest = null;
-  const place = (event) => `${event.clientX},${event.clientY}`;
-  list.addEventListener("pointermove", (event) => { rest = place(event); });
+  let rest = { x: NaN, y: NaN };
+  const moved = (event) => !(Math.hypot(event.clientX - rest.x, event.clientY - rest.y) < 2);
+  list.addEventListener("pointermove", (event) => { rest = { x: event.clientX, y: event.clientY }; });
   list.addEventListener("pointerover", (event) => {
-    if (event.pointerType === "touch" || place(event) === rest) return;
+    if (event.pointerType === "touch" || !moved(event)) return;
     if (at(event)) preview(+at(event).dataset.index);
     else if (!event.target.closest(".tokens")) preview(null);
   });
