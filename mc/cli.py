@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Refused', 'profiles', 'run_notebook', 'main', 'bench']
 
-# %% ../nbs/84_command_line.ipynb #710103bf
+# %% ../nbs/84_command_line.ipynb #a99b02ac
+import logging
 import os
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def run_notebook(source: Path, target: Path, parameters: dict) -> None:
                 cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         nbformat.write(notebook, target)
 
-# %% ../nbs/84_command_line.ipynb #7ca8fce9
+# %% ../nbs/84_command_line.ipynb #b776c967
 @click.group()
 @click.version_option(package_name="mc")
 def main():
@@ -110,7 +111,11 @@ def bench(name: str, profile: str, out: Path, notebooks: Path):
         raise Refused(f"--profile must be one of {', '.join(known)}; got {profile!r}")
     folder = out / name
     place = {"profile": profile, "out": os.path.relpath(folder / profile, notebooks)}
-    run_notebook(
-        notebooks / f"{name}.ipynb", folder / f"{profile}.ipynb", known[profile] | place
-    )
+    source, target = notebooks / f"{name}.ipynb", folder / f"{profile}.ipynb"
+    try:
+        run_notebook(source, target, known[profile] | place)
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # the client's own task ends loudly
+        click.echo(f"\ninterrupted; {folder / profile} keeps what was done: run it again", err=True)
+        sys.exit(130)
     click.echo(f"records: {folder / profile}; executed notebook: {folder / profile}.ipynb")

@@ -1,5 +1,9 @@
 """Benchmarks from the command line: kept, gone on with, and refused in one sentence."""
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from click.testing import CliRunner
 from mc.bench import MIXERS, MQARRun, measure, measure_all
 from mc.cli import main
 from mc.records import interval, read_records
-from mc.storage import load_json, save_json
+from mc.storage import load_json, load_tensors, save_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = MQARRun("grm", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8)
@@ -97,6 +101,23 @@ def test_an_interrupted_run_goes_on_to_the_same_record(tmp_path):
     assert {k: v for k, v in again.items() if k not in unstable} == {k: v for k, v in whole.items() if k not in unstable}
 
 
+def test_an_interrupted_benchmark_says_how_to_go_on(tmp_path):
+    place = tiny(tmp_path)
+    profile = yaml.safe_load((place / "mqar.yaml").read_text())["tiny"] | {"steps": 20_000}
+    (place / "mqar.yaml").write_text(yaml.safe_dump({"long": profile}))
+    command = [Path(sys.executable).parent / "mc", "bench", "mqar", "--profile", "long", "--out", tmp_path / "results"]
+    job = subprocess.Popen([*command, "--notebooks", place], stderr=subprocess.PIPE, text=True, start_new_session=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    checkpoint = tmp_path / "results/mqar/long/.attention-seed0.checkpoint"
+    while not checkpoint.exists():
+        assert job.poll() is None
+        time.sleep(0.1)
+    job.send_signal(signal.SIGINT)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 130 and "run it again" in said and "Traceback" not in said
+    assert len(load_tensors(checkpoint)[0]["losses"]) % 50 == 0
+
+
 def test_a_record_made_with_other_settings_is_refused(tmp_path):
     measure(RUN, tmp_path, "a test")
     with pytest.raises(ValueError, match="recorded with other settings"):
@@ -113,8 +134,6 @@ def test_incomplete_records_are_named(tmp_path):
 
 
 def test_a_record_says_when_the_code_was_not_committed(tmp_path, monkeypatch):
-    import subprocess
-
     from mc.records import provenance
 
     git = lambda *arguments: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
