@@ -72,3 +72,20 @@ def test_long_segments_are_cut_into_blocks():
         fast, _ = outcome("parallel", "grm", init, 100, 230, 0)
         plain, _ = outcome("sequential", "grm", init, 100, 230, 0)
         assert all((a - b).norm() <= 1e-9 * b.norm() for a, b in zip(fast, plain, strict=True))
+
+
+def test_recall_keeps_its_inputs_only():
+    "What autograd keeps of N weighted reads grows as T (N + D) + N D^2, not as T N D."
+    from mc.memory.linear import Recall
+
+    T, N, D = 600, 20, 16
+    gen = torch.Generator().manual_seed(0)
+    m, q, w = (torch.randn(*shape, generator=gen, dtype=torch.float64).requires_grad_() for shape in [(N, D, D), (T, D), (T, N)])
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        y = Recall.apply(m, q, w)
+    assert sum(kept) == T * (N + D) + N * D * D < T * N * D / 4
+    plain = torch.einsum("tn,nvk,tk->tv", w, m, q)
+    g = torch.randn(T, D, generator=gen, dtype=torch.float64)
+    for a, b in zip(torch.autograd.grad(y, [m, q, w], g), torch.autograd.grad(plain, [m, q, w], g)):
+        assert (a - b).norm() <= 1e-12 * b.norm()
