@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AttentionConfig', 'Attention', 'LMConfig', 'Block', 'LanguageModel', 'cache_bytes']
 
-# %% ../nbs/63_language_model.ipynb #77e286db
+# %% ../nbs/63_language_model.ipynb #2e779f8a
 import math
 from dataclasses import asdict, dataclass
 
@@ -14,11 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import SegmentCache
-from .layer import CausalConv, MCConfig, MemoryCachingLayer, check_input, check_size
+from mc.layer import (
+    CausalConv,
+    MCConfig,
+    MemoryCachingLayer,
+    check_input,
+    check_mixer,
+    check_size,
+)
 from .storage import load_tensors, save_tensors
 from .trace import Trace
 
-# %% ../nbs/63_language_model.ipynb #073603f2
+# %% ../nbs/63_language_model.ipynb #191fb6b2
 @dataclass(frozen=True)
 class AttentionConfig:
     "Causal softmax attention (Eq. 1) in the place of a Memory Caching layer."
@@ -28,12 +35,7 @@ class AttentionConfig:
     conv_size: int = 2
 
     def __post_init__(self):
-        for name in ("d_model", "num_heads", "conv_size"):
-            check_size(name, getattr(self, name))
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"d_model must be a multiple of num_heads; got {self.d_model} and {self.num_heads}"
-            )
+        check_mixer(self)
 
 
 class Attention(nn.Module):

@@ -1,4 +1,5 @@
 """What an engineer installs: small, importable, without the book's dependencies."""
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -25,7 +26,11 @@ def test_the_package_works_without_the_book():
 
 
 def test_the_wheel_holds_the_package_and_its_explorers(tmp_path):
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True)
+    source = tmp_path / "source"                                   # what an earlier build left in the checkout must not help
+    shutil.copytree(ROOT / "mc", source / "mc", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
     wheel, = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"mc/__init__.py", "mc/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css"} <= names
