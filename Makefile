@@ -47,11 +47,11 @@ sync: environment
 	python book/_tools/nbtool.py sync
 
 # A stamp, not the notebook: papermill writes that after every cell, so a run cut short leaves one too.
-smoke: book/runs/mqar/.smoke
-book/runs/mqar/.smoke: nbs/bench/mqar.ipynb nbs/bench/mqar.yaml $(shell find mc results/mqar/cpu -name '*.py' -o -name '*.json' 2> /dev/null)
-	echo "benchmark: mqar, smoke profile (under a minute)"
-	rm -rf book/runs/mqar    # records made by an older mc
-	mc bench mqar --profile smoke --out book/runs
+smoke: book/runs/mqar/.smoke book/runs/speed/.smoke
+book/runs/%/.smoke: nbs/bench/%.ipynb nbs/bench/%.yaml $(shell find mc results -name '*.py' -o -path '*/cpu/*.json' 2> /dev/null)
+	echo "benchmark: $*, smoke profile (under a minute)"
+	rm -rf book/runs/$*    # records made by an older mc
+	mc bench $* --profile smoke --out book/runs
 	touch $@
 
 # Each step may change what the next one depends on, so each gets a fresh make.

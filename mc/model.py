@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AttentionConfig', 'Attention', 'LMConfig', 'Block', 'LanguageModel', 'cache_bytes']
 
-# %% ../nbs/63_language_model.ipynb #2e779f8a
+# %% ../nbs/63_language_model.ipynb #d7aae790
 import math
 from dataclasses import asdict, dataclass
 
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import SegmentCache
+from .functional import check_size
 from mc.layer import (
     CausalConv,
     MCConfig,
     MemoryCachingLayer,
+    check_finite,
     check_input,
     check_mixer,
-    check_size,
 )
+from .packing import packing
 from .storage import load_tensors, save_tensors
 from .trace import Trace
 
-# %% ../nbs/63_language_model.ipynb #191fb6b2
+# %% ../nbs/63_language_model.ipynb #dea1f5cc
 @dataclass(frozen=True)
 class AttentionConfig:
     "Causal softmax attention (Eq. 1) in the place of a Memory Caching layer."
@@ -65,6 +67,7 @@ class Attention(nn.Module):
         """
         config = self.config
         check_input(x, 3, config.d_model, self.out.weight)
+        check_finite(x)
         keys, values, before = cache or (None, None, None)
         if cache:
             self._check_cache(x, cache)
@@ -74,10 +77,11 @@ class Attention(nn.Module):
         q, k = F.normalize(q, dim=-1) * self.log_scale.exp(), F.normalize(k, dim=-1)
         if cache:
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(
-            k.shape[2] - q.shape[2]
-        )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
+            seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device)
+            seen = seen.tril(k.shape[2] - q.shape[2])
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
         return self.out(self.norm(y).transpose(1, 2).flatten(2) * F.silu(self.gate(x))), (
             k,
             v,
@@ -148,7 +152,7 @@ class Block(nn.Module):
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * value), cache
 
-# %% ../nbs/63_language_model.ipynb #c3771298
+# %% ../nbs/63_language_model.ipynb #d75de4d6
 class LanguageModel(nn.Module):
     "Tokens (B, T) to next-token logits (B, T, vocab_size)."
 
@@ -160,9 +164,21 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.mixer.d_model)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        "All T tokens at once."
-        return self.forward_with_cache(tokens)[0]
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """All T tokens at once. `attention_mask` (B, T): 1 for a token, 0 for padding,
+        anywhere; logits there are zero. `cu_seqlens`: bounds of sequences packed in one row
+        (B = 1).
+        """
+        self._check(tokens)
+        rows = packing(attention_mask, cu_seqlens, tokens.shape)
+        if not rows:
+            return self.forward_with_cache(tokens)[0]
+        return rows.unpack(self.forward_with_cache(rows.pack(tokens))[0])
 
     def forward_with_cache(
         self, tokens: Tensor, caches: list | None = None
@@ -195,8 +211,7 @@ class LanguageModel(nn.Module):
             x, _ = block(x)
         return F.linear(self.norm(x), self.embedding.weight), traces
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        size = self.config.vocab_size
+    def _check(self, tokens: Tensor) -> None:
         if (
             not isinstance(tokens, Tensor)
             or tokens.ndim != 2
@@ -211,6 +226,10 @@ class LanguageModel(nn.Module):
                     else type(tokens).__name__
                 )
             )
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        self._check(tokens)
+        size = self.config.vocab_size
         if tokens.min() < 0 or tokens.max() >= size:
             raise ValueError(
                 f"tokens must lie between 0 and vocab_size - 1 = {size - 1}; "

@@ -13,33 +13,45 @@ from torch import Tensor
 from .cache import SegmentCache
 from .sequential import Run
 
-# %% ../nbs/60_trace.ipynb #4f107184
+# %% ../nbs/60_trace.ipynb #460a3bbf
 @dataclass(frozen=True)
 class Trace:
     """What one layer did with T tokens that followed `before` earlier ones.
 
-    `scores`, `gates`: (B, T, H, N+1), the N cached segments within reach of the last token
-    and, last, the online memory; -inf and 0 where a segment is not closed yet. `cache`: the
-    cache after the tokens, whose `states` and `lengths` are the segments'.
+    `scores`, `gates`, `chosen`: (B, T, H, N+1), the N cached memories that some token could
+    read, and last the online one; -inf, 0 and False where a token cannot see a memory.
+    `spans`: first token and one past the last of each of the N. `cache`: the cache after the
+    tokens.
     """
 
     scores: Tensor
     gates: Tensor
+    chosen: Tensor
+    spans: tuple[tuple[int, int], ...]
     cache: SegmentCache
     before: int
 
     @classmethod
     def of(cls, run: Run, before: int = 0) -> "Trace":
         "The trace of a pass, cut off from the graph."
-        return cls(run.scores.detach(), run.gates.detach(), run.cache.detach(), before)
+        return cls(
+            run.scores.detach(),
+            run.gates.detach(),
+            run.chosen,
+            run.spans,
+            run.cache.detach(),
+            before,
+        )
 
     @property
     def rows(self) -> list[dict]:
         """One row for every memory a token could read: batch, token, head, memory (its
-        index or 'online'), score, gate.
+        index in `spans` or 'online'), score, gate, and whether it was chosen.
         """
         online = self.gates.shape[-1] - 1
-        scores, gates = self.scores.tolist(), self.gates.tolist()
+        scores, gates, chosen = (
+            a.tolist() for a in (self.scores, self.gates, self.chosen)
+        )
         return [
             {
                 "batch": b,
@@ -48,6 +60,7 @@ class Trace:
                 "memory": "online" if i == online else i,
                 "score": scores[b][t][h][i],
                 "gate": gates[b][t][h][i],
+                "chosen": chosen[b][t][h][i],
             }
             for b, t, h, i in (self.scores > float("-inf")).nonzero().tolist()
         ]

@@ -1,91 +1,106 @@
 """The parallel form, the token loop and streaming are one function: outputs, caches and gradients."""
-from itertools import product
-
 import pytest
 import torch
 
 import mc
-from mc.functional import run
-from mc.sequential import AGGREGATIONS, INITS
+from cells import B, C, CELLS, CUTS, D, DEEP, H, MEMORIES, assert_same, call, memory_of, outcome, rules_of, segments_of, tokens, weights
+from mc.read.router import AGGREGATIONS, INITS
 
-C = 4
 LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 63]
-LINEAR = mc.LinearMemory()
 
 
-def tokens(T, seed=0):
-    return torch.randn(4, 2, T, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+@pytest.mark.parametrize("name, aggregation, cut, init", CELLS)
+def test_parallel_equals_sequential(name, aggregation, cut, init):
+    for chunk in (1, 4, 16) if name in DEEP else (16,):
+        for T in LENGTHS if chunk == 4 or name not in DEEP else (C + 1, 2 * C + 3):
+            rules, segments = rules_of(aggregation, cut, init, chunk_size=chunk), segments_of(cut, T)
+            assert_same(outcome("parallel", name, rules, segments, T), outcome("sequential", name, rules, segments, T))
 
 
-def outcome(implementation, aggregation, init, segments, T, before):
-    "All that a call gives and the gradients of all its inputs, in a call that goes on after `before` tokens."
-    x, cache = tokens(before + T, seed=T), None
-    if before:
-        cache = run(*x[:, :, :before], LINEAR, aggregation, segments, init, 1.3, implementation).cache
-    out = run(*x[:, :, before:], LINEAR, aggregation, segments, init, 1.3, implementation, cache)
-    gen = torch.Generator().manual_seed(1)
-    kept = [out.y, out.gates, out.cache.states["m"], out.cache.online["m"], out.cache.pools, out.cache.key_sum]
-    loss = sum((t * torch.randn(t.shape, dtype=t.dtype, generator=gen)).sum() for t in kept)
-    return [*kept, out.scores.masked_fill(out.scores.isinf(), 0), *torch.autograd.grad(loss, [x])], out.cache
+@pytest.mark.parametrize("chunk", [1, 3, 4, 16])
+@pytest.mark.parametrize("name, aggregation, cut, init", [cell for cell in CELLS if cell[2] in ("constant", "fenwick")])
+def test_going_on_after_a_cache(name, aggregation, cut, init, chunk):
+    rules = rules_of(aggregation, cut, init, chunk_size=chunk)
+    for T, before in [(1, C - 1), (9, C), (5, 2 * C + 2), (13, 6 * C + 2)][:: 1 if chunk == 3 else 2]:
+        assert_same(outcome("parallel", name, rules, C, T, before), outcome("sequential", name, rules, C, T, before))
 
 
-@pytest.mark.parametrize("aggregation, init", list(product(AGGREGATIONS, INITS)))
-@pytest.mark.parametrize("T, before", [*product(LENGTHS, [0]), (1, C - 1), (5, 2), (9, C), (2, C + 1)])
-def test_parallel_equals_sequential(aggregation, init, T, before):
-    fast, fast_cache = outcome("parallel", aggregation, init, C, T, before)
-    plain, plain_cache = outcome("sequential", aggregation, init, C, T, before)
-    for a, b in zip(fast, plain, strict=True):
-        assert a.shape == b.shape and (a - b).norm() <= 1e-9 * b.norm()
-    assert (fast_cache.lengths, fast_cache.running, fast_cache.about) == (plain_cache.lengths, plain_cache.running, plain_cache.about)
-
-
-@pytest.mark.parametrize("aggregation, init", list(product(AGGREGATIONS, INITS)))
-def test_parallel_equals_sequential_for_any_lengths(aggregation, init):
-    for lengths in ([7], [1, 1, 5], [5, 1, 1], [2, 70, 3]):
-        fast, _ = outcome("parallel", aggregation, init, lengths, sum(lengths), 0)
-        plain, _ = outcome("sequential", aggregation, init, lengths, sum(lengths), 0)
-        assert all((a - b).norm() <= 1e-9 * b.norm() for a, b in zip(fast, plain, strict=True))
-
-
-@pytest.mark.parametrize("implementation", ["parallel", "sequential"])
-def test_gradients_against_finite_differences(implementation):
-    x = torch.randn(4, 1, 6, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: mc.memory_caching(*x, LINEAR, segments=3, implementation=implementation), x)
-
-
-@pytest.mark.parametrize("aggregation, init", list(product(AGGREGATIONS, INITS)))
-def test_token_by_token_equals_all_at_once(aggregation, init):
-    x, cache, rows = tokens(2 * C + 3), None, []
-    kwargs = dict(memory=LINEAR, aggregation=aggregation, init=init, segments=C)
-    whole, end = mc.memory_caching(*x, **kwargs, return_cache=True)
-    for t in range(2 * C + 3):
-        y, cache = mc.memory_caching(*x[:, :, t : t + 1], **kwargs, cache=cache, return_cache=True)
-        rows.append(y)
-    assert torch.allclose(torch.cat(rows, 1), whole, rtol=1e-10, atol=1e-12)
-    assert cache.lengths == end.lengths and torch.allclose(cache.online["m"], end.online["m"], atol=1e-12)
-
-
-def test_long_segments_are_cut_into_blocks():
-    "Segments longer than a block of the parallel form, and no multiple of it."
+@pytest.mark.parametrize("change", [{"pool": "sum"}, {"pool": "position"}, {"softmax": "all"}, {"top_k": 1}, {"top_k": 9},
+                                    {"detach_cache": True}, {"gate_scale": 0.0}], ids=str)
+@pytest.mark.parametrize("name, aggregation, cut", [("swla", "ssc", "constant"), ("titans", "grm", "fenwick"), ("dla", "soup", "list")])
+def test_options_are_the_same_in_both_forms(name, aggregation, cut, change):
     for init in INITS:
-        fast, _ = outcome("parallel", "grm", init, 100, 230, 0)
-        plain, _ = outcome("sequential", "grm", init, 100, 230, 0)
-        assert all((a - b).norm() <= 1e-9 * b.norm() for a, b in zip(fast, plain, strict=True))
+        rules = rules_of(aggregation, cut, init, **change)
+        assert_same(outcome("parallel", name, rules, segments_of(cut, 23), 23), outcome("sequential", name, rules, segments_of(cut, 23), 23))
+
+
+@pytest.mark.parametrize("name, aggregation, cut, init", [cell for cell in CELLS if cell[2] in ("constant", "fenwick")])
+def test_token_by_token_equals_all_at_once(name, aggregation, cut, init):
+    rules, (x, rates), cache, rows = rules_of(aggregation, cut, init, chunk_size=3), tokens(19), None, []
+    with torch.no_grad():
+        whole = call("parallel", name, rules, C, x, rates)
+        for t in range(19):
+            out = call("parallel", name, rules, C, x[:, :, t : t + 1], rates[:, :, t : t + 1], cache)
+            rows.append(out.y)
+            cache = out.cache
+    assert torch.allclose(torch.cat(rows, 1), whole.y, rtol=1e-10, atol=1e-12)
+    assert (cache.lengths, cache.running) == (whole.cache.lengths, whole.cache.running)
+    for part in ("states", "online", "pending"):
+        for leaf, other in zip(getattr(cache, part).values(), getattr(whole.cache, part).values(), strict=True):
+            assert torch.allclose(leaf, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("init", INITS)
+def test_long_segments_are_cut_into_chunks(name, init):
+    "Longer than a chunk, no multiple of it, many enough for several pieces of the cached reads."
+    for segments, T in ((100, 230), (127, 300), (3, 400)):
+        rules = rules_of("grm", "constant", init, chunk_size=16)
+        assert_same(outcome("parallel", name, rules, segments, T), outcome("sequential", name, rules, segments, T))
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_gradients_against_finite_differences(name):
+    x, rates = (a.detach()[:, :1] for a in tokens(7))
+    w1, w2 = (w.detach() for w in weights())
+    inputs = [a.requires_grad_() for a in (x, rates, w1, w2)]
+
+    def function(x, rates, w1, w2):
+        return call("parallel", name, rules_of("soup", "constant", "independent", chunk_size=2), 3, x, rates, params=(w1, w2)).y
+
+    assert torch.autograd.gradcheck(function, inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_detached_caches_stop_gradients_at_segment_ends(name):
+    x, rates = tokens(2 * C)
+    for detach in (False, True):
+        y = call("parallel", name, rules_of("grm", "constant", "independent", detach_cache=detach), C, x, rates).y
+        (slope,) = torch.autograd.grad(y[:, C:].sum(), x)
+        assert (slope[2, :, :C].abs().max() == 0) == detach          # the values of the first segment
 
 
 def test_recall_keeps_its_inputs_only():
-    "What autograd keeps of N weighted reads grows as T (N + D) + N D^2, not as T N D."
-    from mc.memory.linear import Recall
-
-    T, N, D = 600, 20, 16
+    "What autograd keeps of N weighted reads grows as T (N + D) + N D^2, not as T N D, deep memories too."
+    T, N = 600, 20
     gen = torch.Generator().manual_seed(0)
-    m, q, w = (torch.randn(*shape, generator=gen, dtype=torch.float64).requires_grad_() for shape in [(N, D, D), (T, D), (T, N)])
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
-        y = Recall.apply(m, q, w)
-    assert sum(kept) == T * (N + D) + N * D * D < T * N * D / 4
-    plain = torch.einsum("tn,nvk,tk->tv", w, m, q)
-    g = torch.randn(T, D, generator=gen, dtype=torch.float64)
-    for a, b in zip(torch.autograd.grad(y, [m, q, w], g), torch.autograd.grad(plain, [m, q, w], g)):
-        assert (a - b).norm() <= 1e-12 * b.norm()
+    draw = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64).requires_grad_()
+    for name, leaves in {"linear": {"m": draw(1, H, N, D, D)}, "dla": {"w1": draw(1, H, N, D, 6), "w2": draw(1, H, N, 6, D)}}.items():
+        q, w, kept = draw(1, H, T, D), draw(1, H, T, N), []
+        pieces = [(a, min(a + 256, T), slice(None)) for a in range(0, T, 256)]
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            y = memory_of(name).recall(leaves, q, w, pieces)
+        assert sum(kept) == H * T * (N + D) + sum(leaf.numel() for leaf in leaves.values())
+        plain = sum(w[..., i : i + 1] * memory_of(name).read_rows({n: leaf[:, :, i] for n, leaf in leaves.items()}, q) for i in range(N))
+        g = torch.randn(y.shape, generator=gen, dtype=torch.float64)
+        inputs = [q, w, *leaves.values()]
+        for a, b in zip(torch.autograd.grad(y, inputs, g), torch.autograd.grad(plain, inputs, g)):
+            assert (a - b).norm() <= 1e-12 * b.norm()
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_second_derivatives_of_cached_reads_are_refused_not_wrong(name):
+    x, rates = tokens(3 * C)
+    y = call("parallel", name, rules_of("grm", "constant", "independent"), C, x, rates).y
+    with pytest.raises(RuntimeError, match="sequential"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)

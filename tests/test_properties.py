@@ -3,30 +3,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mc
-from mc.sequential import AGGREGATIONS, INITS
+from cells import B, D, H, MEMORIES, call, rules_of, tokens
+from mc.read.router import AGGREGATIONS, INITS
 
-LINEAR = mc.LinearMemory()
-cells = st.fixed_dictionaries({"aggregation": st.sampled_from(AGGREGATIONS), "init": st.sampled_from(INITS),
-                               "segments": st.integers(1, 9), "implementation": st.sampled_from(["parallel", "sequential"])})
-some = settings(max_examples=40, deadline=None, derandomize=True)
-
-
-def tokens(T, seed):
-    return torch.randn(4, 2, T, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+cells = st.fixed_dictionaries({
+    "name": st.sampled_from(MEMORIES), "aggregation": st.sampled_from(AGGREGATIONS), "init": st.sampled_from(INITS),
+    "cut": st.sampled_from(["constant", "fenwick"]), "segments": st.integers(1, 9), "chunk_size": st.integers(1, 7),
+    "pool": st.sampled_from(["mean", "sum", "position"]), "softmax": st.sampled_from(["chosen", "all"]),
+    "implementation": st.sampled_from(["parallel", "parallel", "sequential"])})
+some = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def call(x, cell, **kwargs):
-    return mc.memory_caching(*x, LINEAR, **cell, **kwargs)
+def drawn(T, seed):
+    x, rates = tokens(T, seed)
+    return x.detach(), rates.detach()
+
+
+def run(cell, x, rates, cache=None):
+    options = {n: cell[n] for n in ("chunk_size", "pool", "softmax")}
+    rules = rules_of(cell["aggregation"], cell["cut"], cell["init"], **options)
+    with torch.no_grad():
+        return call(cell["implementation"], cell["name"], rules, cell["segments"], x, rates, cache)
 
 
 @some
 @given(cells, st.integers(2, 24), st.data())
 def test_no_token_sees_the_future(cell, T, data):
-    t, x = data.draw(st.integers(1, T - 1)), tokens(T, 0)
-    moved = x.clone()
-    moved[:, :, t:] += tokens(T - t, 1)
-    before, after = call(x, cell), call(moved, cell)
+    t, (x, rates), (other, others) = data.draw(st.integers(1, T - 1)), drawn(T, 0), drawn(T, 1)
+    moved, changed = torch.cat([x[:, :, :t], other[:, :, t:]], 2), torch.cat([rates[:, :, :t], others[:, :, t:]], 2)
+    before, after = run(cell, x, rates).y, run(cell, moved, changed).y
     assert torch.allclose(before[:, :t], after[:, :t], rtol=0, atol=1e-12)
     assert not torch.allclose(before[:, t], after[:, t])
 
@@ -34,35 +39,48 @@ def test_no_token_sees_the_future(cell, T, data):
 @some
 @given(cells, st.integers(2, 24), st.data())
 def test_a_sequence_can_be_split_anywhere(cell, T, data):
-    t, x = data.draw(st.integers(1, T - 1)), tokens(T, 0)
-    head, cache = call(x[:, :, :t], cell, return_cache=True)
-    tail = call(x[:, :, t:], cell, cache=cache)
-    assert torch.allclose(torch.cat([head, tail], 1), call(x, cell), rtol=1e-10, atol=1e-11)
+    t, (x, rates) = data.draw(st.integers(1, T - 1)), drawn(T, 0)
+    head = run(cell, x[:, :, :t], rates[:, :, :t])
+    tail = run(cell, x[:, :, t:], rates[:, :, t:], head.cache)
+    whole = run(cell, x, rates)
+    assert torch.allclose(torch.cat([head.y, tail.y], 1), whole.y, rtol=1e-10, atol=1e-11)
+    assert tail.cache.lengths == whole.cache.lengths
 
 
 @some
-@given(cells, st.integers(1, 24), st.floats(-3, 3))
-def test_reading_is_linear_in_the_values(cell, T, factor):
-    (q, k, v, u), other = tokens(T, 0), tokens(T, 1)[2]
-    mixed = call([q, k, v + factor * other, u], cell)
-    assert torch.allclose(mixed, call([q, k, v, u], cell) + factor * call([q, k, other, u], cell), rtol=1e-9, atol=1e-9)
+@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla")), st.integers(1, 24), st.floats(-3, 3))
+def test_reading_a_matrix_is_linear_in_the_values(cell, T, factor):
+    ((q, k, v, u), rates), (other, _) = drawn(T, 0), drawn(T, 1)
+    read = lambda v: run(cell, torch.stack([q, k, v, u]), rates).y
+    assert torch.allclose(read(v + factor * other[2]), read(v) + factor * read(other[2]), rtol=1e-9, atol=1e-9)
 
 
 @some
-@given(cells, st.integers(1, 24))
+@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla")), st.integers(1, 24))
 def test_batch_and_heads_do_not_mix(cell, T):
-    x = tokens(T, 0)
-    flipped = call(x.flip(1).flip(3), cell)
-    assert torch.allclose(flipped, call(x, cell).flip(0).flip(2), rtol=1e-10, atol=1e-12)
+    x, rates = drawn(T, 0)
+    flipped = run(cell, x.flip(1).flip(3), rates.flip(1).flip(3)).y
+    assert torch.allclose(flipped, run(cell, x, rates).y.flip(0).flip(2), rtol=1e-10, atol=1e-12)
 
 
 @some
 @given(cells, st.integers(1, 24))
-def test_gates_sum_to_one_or_count_what_is_closed(cell, T):
-    from mc.functional import run
+def test_sequences_of_a_batch_do_not_mix(cell, T):
+    x, rates = drawn(T, 0)
+    assert torch.allclose(run(cell, x[:, 1:], rates[:, 1:]).y, run(cell, x, rates).y[1:], rtol=1e-10, atol=1e-12)
 
-    out = run(*tokens(T, 0), LINEAR, cell["aggregation"], cell["segments"], cell["init"], implementation=cell["implementation"])
-    closed = torch.zeros(T) if cell["aggregation"] == "none" else torch.arange(T) // cell["segments"]
-    expected = torch.ones(T) if cell["aggregation"] == "grm" else closed + 1.0
-    assert torch.allclose(out.gates.sum(-1), expected[None, :, None].double().expand(2, T, 2))
-    assert torch.equal((out.scores > -torch.inf).sum(-1)[0, :, 0], (closed + 1).long())
+
+@some
+@given(cells, st.integers(1, 24))
+def test_gates_sum_to_one_and_follow_the_choice(cell, T):
+    out = run(cell, *drawn(T, 0))
+    seen = (out.scores > -torch.inf).sum(-1)
+    blocks = torch.zeros(T, dtype=int) if cell["aggregation"] == "none" else torch.arange(T) // cell["segments"]
+    groups = torch.tensor([int(n).bit_count() for n in blocks]) if cell["cut"] == "fenwick" else blocks
+    assert torch.equal(seen, (groups + 1)[None, :, None].expand(B, T, H))
+    assert ((out.gates > 0) <= out.chosen).all() and (out.chosen <= (out.scores > -torch.inf)).all()
+    assert out.chosen[..., -1].all()
+    if cell["aggregation"] in ("grm", "soup") or (cell["aggregation"] == "ssc" and cell["softmax"] == "chosen"):
+        assert torch.allclose(out.gates.sum(-1), torch.ones(()).double())
+    if cell["aggregation"] == "ssc":
+        assert torch.equal(out.chosen.sum(-1), (groups.clamp(max=2) + 1)[None, :, None].expand(B, T, H))

@@ -1,0 +1,80 @@
+"""Half precision, long sequences and ties."""
+import pytest
+import torch
+
+import mc
+from mc.backends import BACKENDS
+from mc.read.sparse import choose
+
+T = 4096
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("aggregation", ["none", "residual", "grm", "soup", "ssc"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_is_close_and_keeps_states_in_float32(backend, aggregation, dtype):
+    torch.manual_seed(0)
+    layer = mc.MemoryCachingLayer(mc.MCConfig(16, 2, backend=backend, aggregation=aggregation, segment_size=256))
+    memory, coefficients = layer.backend(draw(1, T, 16))
+    x = torch.nn.functional.normalize(draw(4, 1, T, 2, 8), dim=-1)
+    options = dict(memory=memory, aggregation=aggregation, segments=256, chunk_size=64)
+    with torch.no_grad():
+        exact = mc.memory_caching(*x.to(dtype).float(), coefficients=coefficients, **options)
+        half = {name: c.to(dtype) for name, c in coefficients.items()}
+        y, cache = mc.memory_caching(*x.to(dtype), coefficients=half, return_cache=True, **options)
+    assert y.dtype == dtype and all(leaf.dtype == torch.float32 for leaf in cache.online.values())
+    assert y.isfinite().all() and (y - exact).norm() < 2e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_leaves_the_mechanism_in_float32(backend):
+    torch.manual_seed(0)
+    layer = mc.MemoryCachingLayer(mc.MCConfig(16, 2, backend=backend, segment_size=16))
+    x = draw(1, 64, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, cache = layer.forward_with_cache(x)
+    assert all(leaf.dtype == torch.float32 for leaf in cache.online.values())
+    assert (y - layer(x)).norm() < 5e-2 * layer(x).norm()
+
+
+@pytest.mark.parametrize("backend", ["dla", "titans"])
+@pytest.mark.parametrize("aggregation", ["none", "grm"])
+def test_deep_memories_stay_bounded_over_8192_tokens(backend, aggregation):
+    torch.manual_seed(0)
+    layer = mc.MemoryCachingLayer(mc.MCConfig(8, 1, backend=backend, aggregation=aggregation, segment_size=512))
+    for x in (draw(1, 8192, 8), draw(1, 1, 8).expand(1, 8192, 8)):         # all different, and all the same
+        with torch.no_grad():
+            memory = layer.inspect(x).cache.online
+        assert all(leaf.isfinite().all() and leaf.norm() < 1e3 for leaf in memory.values())
+
+
+def test_strong_forgetting_is_finite_and_exact():
+    "Products of 512 shares of 1e-3: ratios of cumulative products would be 0 / 0."
+    q, k, v, u = draw(4, 1, 512, 1, 4).double()
+    options = dict(memory=mc.SWLAMemory(), aggregation="none", coefficients={"alpha": 1e-3, "beta": 0.5, "lam": 1.0})
+    fast, plain = (mc.memory_caching(q, k, v, u, implementation=form, **options) for form in ("parallel", "sequential"))
+    assert (fast - plain).norm() < 1e-12 * plain.norm()
+    single = mc.memory_caching(*(a.float() for a in (q, k, v, u)), **options)
+    assert (single - plain).norm() < 1e-5 * plain.norm()
+
+
+def test_forgetting_everything_has_the_right_gradient():
+    q, k, v, u = draw(4, 1, 9, 1, 4).double()
+    for alpha in (0.0, 1.0):
+        share = torch.full((1, 9, 1), alpha, dtype=torch.float64, requires_grad=True)
+        grads = []
+        for form in ("parallel", "sequential"):
+            y = mc.memory_caching(q, k, v, u, mc.SWLAMemory(), aggregation="none", implementation=form,
+                                  coefficients={"alpha": share, "beta": 0.5, "lam": 1.0})
+            grads.append(torch.autograd.grad(y.square().sum(), share)[0])
+        assert (grads[0] - grads[1]).norm() < 1e-9 * grads[1].norm()
+
+
+def test_of_equal_scores_the_earlier_wins():
+    r = torch.tensor([[1.0, 2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [float("-inf"), 3.0, float("-inf"), float("-inf")]])
+    assert choose(r, 2).tolist() == [[1, 2], [0, 1], [1, -1]] and choose(r, 9).shape == (3, 4)
+    assert torch.equal(choose(r, 2), choose(r.bfloat16().float(), 2))
