@@ -6,7 +6,7 @@
 __all__ = ['IMPLEMENTATIONS', 'CHOICES', 'check_choice', 'check_size', 'check_rules', 'check_tokens', 'check_memory',
            'check_rate', 'read_coefficients', 'check_cache', 'plan', 'run', 'memory_caching', 'rewind']
 
-# %% ../nbs/57_one_function.ipynb #a3578c01
+# %% ../nbs/57_one_function.ipynb #069424fb
 import math
 from dataclasses import asdict, replace
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cache import SegmentCache, map_state
-from .packing import check_equal, packing
+from .packing import check_cut, check_equal, packing
 from .parallel import parallel
 from .read.pools import POOLS
 from .read.router import AGGREGATIONS, INITS, SEGMENTATIONS, SOFTMAX, Rules
@@ -267,7 +267,7 @@ def run(
         out = form(tokens, memory, rules, cut, closes, cache)
     return out._replace(y=out.y.to(dtype))
 
-# %% ../nbs/57_one_function.ipynb #a535358f
+# %% ../nbs/57_one_function.ipynb #9b322cc0
 def memory_caching(
     q: Tensor,
     k: Tensor,
@@ -360,8 +360,9 @@ def memory_caching(
                 "cu_seqlens holds several sequences, a cache one; leave cache and "
                 "return_cache out"
             )
+        check_cut(rows, segmentation, aggregation)
         if return_cache:
-            check_equal(rows)
+            check_equal(rows, "a cache holds sequences of one length")
         coefficients = dict(coefficients or {})
         for name, c in coefficients.items():
             if isinstance(c, Tensor) and c.ndim:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GATES', 'CausalConv', 'check_mixer', 'MCConfig', 'check_input', 'check_finite', 'MemoryCachingLayer', 'cut']
 
-# %% ../nbs/62_layer.ipynb #0b60657d
+# %% ../nbs/62_layer.ipynb #5c6313bc
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .backends import BACKENDS
 from .cache import SegmentCache
 from .functional import check_choice, check_rules, check_size, rewind, run
-from .packing import check_equal, packing
+from .packing import check_cut, check_equal, packing
 from .read.router import GATED, Rules
 from .sequential import Run
 from .trace import Trace
@@ -135,7 +135,7 @@ def check_finite(x: Tensor) -> None:
     if not x.isfinite().all():
         raise ValueError("x contains NaN or infinity; all values must be finite")
 
-# %% ../nbs/62_layer.ipynb #43bfe531
+# %% ../nbs/62_layer.ipynb #d8367f4a
 class MemoryCachingLayer(nn.Module):
     """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
     causal.
@@ -173,6 +173,7 @@ class MemoryCachingLayer(nn.Module):
         rows = packing(attention_mask, cu_seqlens, x.shape[:2])
         if not rows:
             return self._forward(x, None)[0]
+        check_cut(rows, self.config.segmentation, self.config.aggregation)
         return rows.unpack(self._forward(rows.pack(x), None)[0])
 
     def forward_with_cache(
@@ -189,7 +190,7 @@ class MemoryCachingLayer(nn.Module):
         rows = packing(attention_mask, None, x.shape[:2])
         if not rows:
             return self._forward(x, cache)
-        check_equal(rows)
+        check_equal(rows, "a cache holds sequences of one length")
         y, cache = self._forward(rows.pack(x), cache)
         return rows.unpack(y), cache
 

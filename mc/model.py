@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AttentionConfig', 'Attention', 'LMConfig', 'Block', 'LanguageModel', 'cache_bytes']
 
-# %% ../nbs/63_language_model.ipynb #d7aae790
+# %% ../nbs/63_language_model.ipynb #776d43e8
 import math
 from dataclasses import asdict, dataclass
 
@@ -23,7 +23,7 @@ from mc.layer import (
     check_input,
     check_mixer,
 )
-from .packing import packing
+from .packing import check_cut, packing
 from .storage import load_tensors, save_tensors
 from .trace import Trace
 
@@ -152,7 +152,7 @@ class Block(nn.Module):
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * value), cache
 
-# %% ../nbs/63_language_model.ipynb #d75de4d6
+# %% ../nbs/63_language_model.ipynb #26c1d723
 class LanguageModel(nn.Module):
     "Tokens (B, T) to next-token logits (B, T, vocab_size)."
 
@@ -178,6 +178,8 @@ class LanguageModel(nn.Module):
         rows = packing(attention_mask, cu_seqlens, tokens.shape)
         if not rows:
             return self.forward_with_cache(tokens)[0]
+        if isinstance(mixer := self.config.mixer, MCConfig):
+            check_cut(rows, mixer.segmentation, mixer.aggregation)
         return rows.unpack(self.forward_with_cache(rows.pack(tokens))[0])
 
     def forward_with_cache(

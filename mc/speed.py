@@ -162,14 +162,16 @@ def attention_layer(variant: Variant) -> Callable[[], None]:
     config = AttentionConfig(variant.d_model, variant.num_heads)
     return both_passes(Attention(config), variant.inputs())
 
-# %% ../nbs/85_speed.ipynb #84b6e2ac
+# %% ../nbs/85_speed.ipynb #31b13e82
 def grm_bytes(variant: Variant) -> int:
     """Bytes that GRM may keep beyond the uncached layer: T N + N P + 3 T D numbers a head, and a
     mask. For whole segments, none shorter than a chunk.
     """
     tokens, memories = variant.batch * variant.tokens, variant.segments + 1
     size = variant.d_model // variant.num_heads
-    numbers = size**2 if variant.backend == "linear" else 2 * variant.config.expansion * size**2
+    numbers = (
+        size**2 if variant.backend == "linear" else 2 * variant.config.expansion * size**2
+    )
     each = tokens * memories + variant.batch * memories * numbers + 3 * tokens * size
     return 4 * variant.num_heads * each + tokens * memories + 16 * tokens  # and two indexes
 
@@ -213,7 +215,7 @@ def torch_mm(variant: Variant) -> Callable[[], None]:
 
     return call
 
-# %% ../nbs/85_speed.ipynb #1f5b2a1d
+# %% ../nbs/85_speed.ipynb #4eaa79b4
 class Around(MemoryCachingLayer):
     "The layer without its memory: q + k + v + u stand for what is read."
 
@@ -236,7 +238,9 @@ def parts_of(name: str, variant: Variant) -> dict[str, Variant]:
     "The variants that take a layer apart, by name."
     parts = {f"{name}: around": replace(variant, kind="around")}
     if (count := variant.segments) > 1 and variant.tokens % count == 0:
-        short = replace(variant, batch=variant.batch * count, tokens=variant.tokens // count)
+        short = replace(
+            variant, batch=variant.batch * count, tokens=variant.tokens // count
+        )
         parts[f"{name}: segments"] = short
     return parts
 
@@ -258,7 +262,7 @@ def apart(name: str, seconds: dict[str, float]) -> str:
     shares = [f"{spent / sum(parts.values()):.0%} {part}" for part, spent in parts.items()]
     return f"{name} spends {', '.join(shares)}."
 
-# %% ../nbs/85_speed.ipynb #3eaad594
+# %% ../nbs/85_speed.ipynb #5d1e59d7
 PIECE = 4096  # tokens of a context that are read at once
 
 
@@ -279,7 +283,9 @@ def stepping(variant: Variant) -> Callable[[], Tensor]:
     return call
 
 
-def attention_and_cache(variant: Variant) -> tuple[Attention, Tensor, tuple[Tensor, Tensor, Tensor]]:
+def attention_and_cache(
+    variant: Variant,
+) -> tuple[Attention, Tensor, tuple[Tensor, Tensor, Tensor]]:
     "Attention, inputs, and a cache of `tokens` random keys and values (B, H, T, D)."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -314,9 +320,14 @@ def attention_in_place(variant: Variant) -> Callable[[], Tensor]:
         before = first
         for t, token in enumerate(x[:, :steps].split(1, 1), tokens):
             projected, before = layer.conv(token, before)
-            heads = projected.unflatten(-1, (3, variant.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            heads = projected.unflatten(-1, (3, variant.num_heads, -1)).permute(
+                2, 0, 3, 1, 4
+            )
             q = F.normalize(heads[0], dim=-1) * layer.log_scale.exp()
-            keys[:, :, t : t + 1], values[:, :, t : t + 1] = F.normalize(heads[1], dim=-1), heads[2]
+            keys[:, :, t : t + 1], values[:, :, t : t + 1] = (
+                F.normalize(heads[1], dim=-1),
+                heads[2],
+            )
             seen = keys[:, :, : t + 1], values[:, :, : t + 1]
             y = layer.norm(F.scaled_dot_product_attention(q, *seen, scale=1.0))
             y = layer.out(y.transpose(1, 2).flatten(2) * F.silu(layer.gate(token)))
@@ -421,7 +432,7 @@ class Peer:
         self.process.communicate()
         self.errors.close()
 
-# %% ../nbs/85_speed.ipynb #03d02d64
+# %% ../nbs/85_speed.ipynb #4e959177
 def their_caching(variant: Variant) -> Callable[[], None]:
     "Both passes of the layer in memory-caching, every segment from a fresh memory."
     import memory_caching as theirs
@@ -478,7 +489,9 @@ def serve(description: str) -> None:
     for _ in sys.stdin:
         start = time.process_time()
         call()
-        print(json.dumps({"seconds": time.process_time() - start}), file=answers, flush=True)
+        print(
+            json.dumps({"seconds": time.process_time() - start}), file=answers, flush=True
+        )
 
 
 def peer(variant: Variant, folder: Path) -> Peer:
@@ -497,7 +510,7 @@ KINDS = {
     "attention in place": attention_in_place,
 }
 
-# %% ../nbs/85_speed.ipynb #53fd0b13
+# %% ../nbs/85_speed.ipynb #e8b72057
 @dataclass(frozen=True)
 class Comparison:
     """CPU times of `variants` in turns, and the ratio of the two that `ratio` names: `title`,
@@ -539,9 +552,17 @@ class Comparison:
                     calls[name] = KINDS[variant.kind](variant)
             rounds = interleaved(calls, self.repeats, self.calls)
         value, low, high = median_interval(ratios(rounds, *self.ratio))
-        rounds = {name: [digits(s / self.per) for s in some] for name, some in rounds.items()}
+        rounds = {
+            name: [digits(s / self.per) for s in some] for name, some in rounds.items()
+        }
         seconds = {name: digits(median(some)) for name, some in rounds.items()}
-        return {"value": value, "low": low, "high": high, "cpu_seconds": seconds, "rounds": rounds}
+        return {
+            "value": value,
+            "low": low,
+            "high": high,
+            "cpu_seconds": seconds,
+            "rounds": rounds,
+        }
 
     def reason(self, found: dict) -> str | None:
         "Where the time of the explained layers goes."
@@ -553,9 +574,13 @@ class Comparison:
             said.append(f"Part by part the ratio is {', '.join(factors)}.")
         if "torch.mm" in self.ratio and self.explain:
             layer = self.variants[name := self.explain[0]]
-            around = multiply_adds(replace(layer, kind="around")) / seconds[f"{name}: around"]
+            around = (
+                multiply_adds(replace(layer, kind="around")) / seconds[f"{name}: around"]
+            )
             share = around * seconds["torch.mm"] / multiply_adds(layer)
-            said.append(f"The part around the memory reaches {share:.0%} of torch.mm's rate.")
+            said.append(
+                f"The part around the memory reaches {share:.0%} of torch.mm's rate."
+            )
         return " ".join(said) or None
 
 
@@ -671,7 +696,7 @@ def measure_all(
         )
     return records
 
-# %% ../nbs/85_speed.ipynb #5a9c283d
+# %% ../nbs/85_speed.ipynb #8ae64dbe
 REQUIRED = ("name", "title", "at", "value", "target", "reached", "settings", "command")
 
 
@@ -684,7 +709,9 @@ def read_speed(folder: str | Path) -> list[dict]:
     for path in sorted(Path(folder).glob("*.json")):
         record = load_json(path)
         if missing := [name for name in REQUIRED if name not in record]:
-            raise ValueError(f"{path} is not a complete record: it lacks {', '.join(missing)}")
+            raise ValueError(
+                f"{path} is not a complete record: it lacks {', '.join(missing)}"
+            )
         records.append(record)
     return records
 
@@ -707,7 +734,9 @@ def overview(records: list[dict]):
                 "ratio of": r["title"],
                 "at": r["at"],
                 "ratio": "did not run" if r["value"] is None else number(r["value"]),
-                "95 % interval": f"{number(r['low'])} to {number(r['high'])}" if r["low"] else "",
+                "95 % interval": f"{number(r['low'])} to {number(r['high'])}"
+                if r["low"]
+                else "",
                 "target": f"{bound} {r['target']:g}" if r["target"] else "",
                 "reached": {None: "", True: "yes", False: "no"}[r["reached"]],
             }
@@ -723,7 +752,9 @@ def remarks(records: list[dict]) -> str:
 
 
 def against_targets(records: list[dict]):
-    "Every ratio divided by its target, so that more is better and 1 is the target."
+    """Every ratio divided by its target, so that more is better and 1 is the target, of the
+    `records` that have one.
+    """
     import plotly.graph_objects as go
 
     fig = go.Figure()
@@ -746,7 +777,9 @@ def against_targets(records: list[dict]):
                 arrayminus=[digits(a - min(e)) for e, a in zip(ends, x)],
             ),
         )
-    fig.add_vline(x=1, line_dash="dot")
+    names = [r["name"] for r in records]
+    target = dict(mode="lines", name="target", line=dict(dash="dot", color="gray"))
+    fig.add_scatter(x=[1, 1], y=[names[0], names[-1]], **target)
     fig.update_layout(
         title="Against the targets",
         xaxis_title="times the target (more is better)",
@@ -754,4 +787,5 @@ def against_targets(records: list[dict]):
         legend_y=-0.25,
     )
     fig.update_xaxes(type="log")
+    fig.update_yaxes(categoryarray=names, tickfont_size=12)
     return fig.update_yaxes(autorange="reversed")

@@ -82,3 +82,22 @@ def test_caches_that_do_not_fit_are_refused():
 def test_attention_has_no_routing_to_inspect():
     with pytest.raises(ValueError, match="inspect needs Memory Caching layers"):
         model_of(MIXERS[2]).inspect(tokens())
+
+
+@pytest.mark.parametrize("mixer", [mc.MCConfig(16, 2, backend="dla", segment_size=4), mc.AttentionConfig(16, 2)], ids=["dla", "attention"])
+def test_padding_and_packing_change_nothing(mixer):
+    torch.manual_seed(0)
+    model = mc.LanguageModel(mc.LMConfig(12, 2, mixer)).double()
+    tokens = torch.randint(12, (2, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[1] * 9, [0, 1, 1, 0, 0, 1, 1, 1, 0]])
+    logits = model(tokens, attention_mask=mask)
+    assert torch.allclose(logits[0], model(tokens[:1])[0]) and (logits[mask == 0] == 0).all()
+    assert torch.allclose(logits[1, mask[1] == 1], model(tokens[1:, mask[1] == 1])[0])
+    packed = model(tokens.reshape(1, 18), cu_seqlens=torch.tensor([0, 5, 18]))
+    assert torch.allclose(packed[0, 5:], model(tokens.reshape(1, 18)[:, 5:])[0])
+
+
+def test_a_logarithmic_cut_refuses_different_lengths():
+    model = mc.LanguageModel(mc.LMConfig(12, 1, mc.MCConfig(16, 2, segmentation="logarithmic")))
+    with pytest.raises(ValueError, match="'logarithmic' cuts by the length of a sequence"):
+        model(torch.zeros(2, 4, dtype=torch.int64), attention_mask=torch.ones(2, 4).tril(2))

@@ -227,7 +227,7 @@ def test_targets_reached_and_missed(tmp_path):
         assert record["reached"] is reached and (record["limit"] is None) is reached
         assert reached or "SSC spends" in record["limit"] and "in reads of cached memories" in record["limit"]
     figure = speed.against_targets(read_speed(tmp_path))
-    good, bad = ({*trace.y} for trace in figure.data)
+    good, bad, target = ({*trace.y} for trace in figure.data)
     assert good == {"least", "most"} and bad == {"too much", "too little"}
     assert all(x > 1 for x in figure.data[0].x) and all(x < 1 for x in figure.data[1].x)
 
