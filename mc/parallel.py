@@ -240,7 +240,7 @@ def one_call(
         after = close(after, rules, memory.start(k[:, :, 0], v[:, :, 0]))
     return Run(swap(y), after, swap(r), swap(gates), swap(chosen), tuple(memories.spans))
 
-# %% ../nbs/56_parallel.ipynb #7694713f
+# %% ../nbs/56_parallel.ipynb #1e78c8d3
 def parallel(
     tokens: Tokens,
     memory,
@@ -255,8 +255,8 @@ def parallel(
 
     A call that begins inside a chunk of a memory whose chunks matter, or inside a Fenwick
     block, first finishes that.
-    Cost: O(T (C + D) D + T N D²) time for N segments of C tokens (SSC: T k D² for the last
-    term).
+    Cost: O(T (C + D) D + T N D²) time for N segments of C tokens (SSC: T N D + T k D² for
+    the last term).
     """
     inside = cache.running % rules.chunk_size if memory.chunked else 0
     head = segments.lengths[0]

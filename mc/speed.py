@@ -696,7 +696,7 @@ def measure_all(
         )
     return records
 
-# %% ../nbs/85_speed.ipynb #8ae64dbe
+# %% ../nbs/85_speed.ipynb #0ea81c94
 REQUIRED = ("name", "title", "at", "value", "target", "reached", "settings", "command")
 
 
@@ -782,10 +782,11 @@ def against_targets(records: list[dict]):
     fig.add_scatter(x=[1, 1], y=[names[0], names[-1]], **target)
     fig.update_layout(
         title="Against the targets",
-        xaxis_title="times the target (more is better)",
+        xaxis_title="times the target",
         height=160 + 28 * len(records),
-        legend_y=-0.25,
+        legend_y=-0.15,
     )
-    fig.update_xaxes(type="log")
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    fig.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     fig.update_yaxes(categoryarray=names, tickfont_size=12)
     return fig.update_yaxes(autorange="reversed")

@@ -44,6 +44,8 @@
       const text = wrap(title.text, Math.floor(width / 8));
       layout.title = Object.assign({}, title, { text: text, font: Object.assign({}, title.font, { size: 14 }) });
     }
+    const small = (font) => Object.assign({}, font, { size: Math.min(11, (font && font.size) || 11) });
+    layout.annotations = (given.annotations || []).map((a) => Object.assign({}, a, { font: small(a.font) }));
     layout.legend = Object.assign({}, given.legend, { orientation: "h", x: 0, xanchor: "left", y: -0.3, yanchor: "top" });
     return layout;
   }
