@@ -73,7 +73,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_train as t
 def slow(step, generator):
-    time.sleep(0.05)
+    time.sleep(0.05 if step < 4 else 5)                            # however late the signal comes
     return t.batch(step, generator)
 t.train(t.fresh(), slow, t.CONFIG, checkpoint={path!r}, every=2, progress=False)
 """
