@@ -199,3 +199,22 @@ def test_one_chunk_of_gradients_from_zero_is_linear_attention():
     errors = 2 * (0 - v)                                           # of M_0 = 0 under |M k - v|^2
     y = -0.5 * torch.einsum("bhtj,bjhd->bthd", torch.einsum("bthd,bjhd->bhtj", q, k).tril(), errors)
     assert close(y, mc.memory_caching(q, k, v, q, LINEAR, aggregation="none"))
+
+
+def test_a_softmax_over_all_keeps_the_gates_of_grm():
+    x, rates = tokens(19)
+    gates = {}
+    for aggregation, softmax in (("grm", "all"), ("ssc", "all"), ("ssc", "chosen")):
+        out = call("parallel", "linear", rules_of(aggregation, "constant", "independent", softmax=softmax), 4, x, rates)
+        gates[aggregation, softmax], chosen = out.gates, out.chosen
+    assert not chosen[:, 16:].all() and close(gates["ssc", "all"], gates["grm", "all"] * chosen)
+    kept = gates["grm", "all"] * chosen
+    assert close(gates["ssc", "chosen"], kept / kept.sum(-1, keepdim=True))
+
+
+def test_the_normalised_step_divides_by_one_plus_the_hidden_layer_squared():
+    (w1, w2), k, v = weights(), randn(1, H, D), randn(1, H, D, seed=1)
+    one, (plain, normalised) = torch.ones(1, H, dtype=torch.float64), (mc.DLAMemory(w1, w2, n) for n in (False, True))
+    moved = [m.write(m.start(k, v), k, v, alpha=one, eta=one)["w1"][0] - w1 for m in (plain, normalised)]
+    h = torch.nn.functional.gelu(torch.einsum("hfd,hd->hf", w2, k[0]))
+    assert close(moved[1] * (1 + h.square().sum(-1))[:, None, None], moved[0])

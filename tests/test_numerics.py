@@ -53,6 +53,15 @@ def test_deep_memories_stay_bounded_over_8192_tokens(backend, aggregation):
         assert all(leaf.isfinite().all() and leaf.norm() < 1e3 for leaf in memory.values())
 
 
+@pytest.mark.parametrize("aggregation", ["grm", "ssc"])
+def test_autocast_changes_nothing_in_the_mechanism(aggregation):
+    x = draw(4, 1, 64, 2, 8)
+    read = lambda: mc.memory_caching(*x, mc.LinearMemory(), aggregation=aggregation, segments=16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = read()
+    assert torch.equal(y, read())
+
+
 def test_strong_forgetting_is_finite_and_exact():
     "Products of 512 shares of 1e-3: ratios of cumulative products would be 0 / 0."
     q, k, v, u = draw(4, 1, 512, 1, 4).double()
