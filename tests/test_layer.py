@@ -104,8 +104,9 @@ def test_a_cache_can_go_back_to_a_segment_end(config):
         layer.cut(cache, len(cache) + 1)
 
 
-def test_queries_and_keys_have_length_one():
-    layer, x = layer_of(mc.MCConfig(16, 2, segment_size=4)), inputs(11)
+@pytest.mark.parametrize("backend", ["linear", "titans"])              # per-head norms hide a longer q from a matrix only
+def test_queries_and_keys_have_length_one(backend):
+    layer, x = layer_of(mc.MCConfig(16, 2, backend=backend, segment_size=4)), inputs(11)
     y = layer(x)
     with torch.no_grad():
         layer.conv.proj.weight[:32] *= 3                           # the rows that make q and k
