@@ -22,7 +22,7 @@ from .storage import load_json, load_tensors, save_json
 from .tasks.mqar import MQAR, correct, curriculum, fingerprint
 from .train import TrainConfig, train
 
-# %% ../nbs/83_measured_run.ipynb #2b1e05d1
+# %% ../nbs/83_measured_run.ipynb #6f181e79
 MIXERS = {
     "attention": AttentionConfig(d_model=64, num_heads=4),
     "none": MCConfig(d_model=64, num_heads=4, aggregation="none"),
@@ -30,7 +30,14 @@ MIXERS = {
     "residual": MCConfig(
         d_model=64, num_heads=4, aggregation="residual", init="checkpoint"
     ),
-    "grm": MCConfig(d_model=64, num_heads=4, aggregation="grm", init="independent"),
+    "grm": MCConfig(d_model=64, num_heads=4, aggregation="grm"),
+    "checkpoint": MCConfig(d_model=64, num_heads=4, aggregation="grm", init="checkpoint"),
+    "ssc": MCConfig(d_model=64, num_heads=4, aggregation="ssc", top_k=4),
+}
+MIXERS |= {
+    f"{backend}-{aggregation}": MCConfig(64, 4, backend=backend, aggregation=aggregation)
+    for backend in ("dla", "titans")
+    for aggregation in ("none", "grm", "soup", "ssc")
 }
 
 

@@ -9,13 +9,16 @@ __all__ = ['COLOURS', 'DASHES', 'NAMES', 'SEQUENTIAL', 'DIVERGING', 'describe', 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# %% ../nbs/90_figures.ipynb #ba40434b
+# %% ../nbs/90_figures.ipynb #a1738e31
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
     "wide": "#D55E00",
     "residual": "#CC79A7",
     "grm": "#009E73",
+    "checkpoint": "#66C2A5",
+    "soup": "#999933",
+    "ssc": "#56B4E9",
 }
 DASHES = {
     "attention": "dot",
@@ -23,6 +26,9 @@ DASHES = {
     "wide": "dashdot",
     "residual": "dash",
     "grm": "longdash",
+    "checkpoint": "longdashdot",
+    "soup": "8px,3px,2px,3px",
+    "ssc": "3px,2px",
 }
 NAMES = {
     "attention": "softmax attention",
@@ -30,7 +36,15 @@ NAMES = {
     "wide": "no caching, one head",
     "residual": "residual, checkpoint",
     "grm": "GRM, independent",
+    "checkpoint": "GRM, checkpoint",
+    "soup": "Soup, independent",
+    "ssc": "SSC, independent",
 }
+for memory, label in (("dla", "DLA"), ("titans", "Titans")):
+    for mixer in ("none", "grm", "soup", "ssc"):
+        COLOURS[f"{memory}-{mixer}"] = COLOURS[mixer]
+        DASHES[f"{memory}-{mixer}"] = DASHES[mixer]
+        NAMES[f"{memory}-{mixer}"] = f"{label}, {NAMES[mixer].split(',')[0]}"
 SEQUENTIAL, DIVERGING = "Cividis", "RdBu"
 
 pio.templates["mc"] = go.layout.Template(
