@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mc.bench import MQARRun, measure, measure_all
+from mc.bench import MQARRun, NeedleRun, measure, measure_all
 from mc.cli import main
 from mc.records import interval, read_records
 from mc.storage import load_json, load_tensors, save_json
@@ -75,6 +75,17 @@ def test_a_record_cut_in_half_is_named(tmp_path):
 def test_wrong_requests_end_with_a_sentence_and_code_2(arguments, message, tmp_path):
     result = mc(*arguments, *(["--notebooks", tiny(tmp_path)] if arguments[0] == "bench" else []))
     assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
+
+
+def test_needles_are_scored_at_every_length(tmp_path):
+    run = NeedleRun("ssc", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8, lengths=(16, 40))
+    record = measure(run, tmp_path, "a test")
+    assert list(record["by_length"]) == ["16", "40"] and record["accuracy"] == record["by_length"]["16"]
+    assert measure(run, tmp_path, "a test") == record == load_json(tmp_path / "ssc-seed0.json")
+    with pytest.raises(ValueError, match="recorded with other settings"):
+        measure(replace(run, lengths=(16,)), tmp_path, "a test")
+    with pytest.raises(ValueError, match="lengths must contain length"):
+        replace(run, lengths=(40,))
 
 
 def test_one_failing_run_does_not_lose_the_others(tmp_path):
@@ -151,7 +162,7 @@ def test_a_record_says_when_the_code_was_not_committed(tmp_path, monkeypatch):
 
 
 def test_unknown_variants_are_refused():
-    with pytest.raises(ValueError, match="variant must be one of attention, none, wide, residual, grm; got 'rnn'"):
+    with pytest.raises(ValueError, match="variant must be one of attention, none, wide, residual, grm, .*; got 'rnn'"):
         MQARRun("rnn", 0)
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IGNORE', 'Batch', 'MQAR', 'fingerprint', 'curriculum', 'correct']
 
-# %% ../../nbs/71_mqar.ipynb #2dff30af
-from dataclasses import dataclass
+# %% ../../nbs/71_mqar.ipynb #3268c258
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -78,18 +78,18 @@ def fingerprint(batch: Batch) -> str:
 
     return hashlib.sha256(torch.stack(batch).numpy().astype("<i8").tobytes()).hexdigest()
 
-# %% ../../nbs/71_mqar.ipynb #1760a9b1
-def curriculum(final: MQAR, batch: int, step: int, steps: int) -> tuple[MQAR, int]:
+# %% ../../nbs/71_mqar.ipynb #ed50b489
+def curriculum(final, batch: int, step: int, steps: int) -> tuple:
     """Task and batch size of training step `step` of `steps`: 1/8, 1/4 and 1/2 of the
-    pairs of `final` for a fifth of the steps each, then all of them. Sequences shrink
-    with the pairs and batches grow, so that a step keeps its number of tokens.
+    pairs of `final`, a task like `MQAR`, for a fifth of the steps each, then all of them.
+    Sequences shrink with the pairs and batches grow, so that a step keeps its number of
+    tokens.
     """
     halvings = max(3 - 5 * step // steps, 0)
     while final.pairs % 2**halvings or final.length % 2**halvings:
         halvings -= 1
-    return MQAR(
-        final.vocab_size, final.length >> halvings, final.pairs >> halvings
-    ), batch << halvings
+    easier = replace(final, length=final.length >> halvings, pairs=final.pairs >> halvings)
+    return easier, batch << halvings
 
 # %% ../../nbs/71_mqar.ipynb #367416bb
 @torch.no_grad()

@@ -1,18 +1,21 @@
-"""The task: fixed by its hash, and free of shortcuts."""
+"""The tasks: fixed by their hash, and free of shortcuts."""
 import pytest
 import torch
 
 from mc.tasks.mqar import IGNORE, MQAR, correct, curriculum, fingerprint
+from mc.tasks.needles import Needles
 
-GOLDEN = "bb161b1e29af6691092f923dae34043299afd98f243dea7cc9f57c56f06b5552"
+GOLDEN = {MQAR(): "bb161b1e29af6691092f923dae34043299afd98f243dea7cc9f57c56f06b5552",
+          Needles(): "1669169e622e981a640ab14f5b2c3e3170d6412ee304ff88163a78855b7b8ce6"}
 
 
 def sample(task=MQAR(), n=64, seed=0):
     return task.sample(n, torch.Generator().manual_seed(seed))
 
 
-def test_golden_hash():
-    assert fingerprint(sample(n=4)) == GOLDEN
+@pytest.mark.parametrize("task", GOLDEN, ids=str)
+def test_golden_hash(task):
+    assert fingerprint(sample(task, n=4)) == GOLDEN[task]
 
 
 def test_global_randomness_is_not_touched():
@@ -38,6 +41,22 @@ def test_structure(task):
         assert not set(rest[~question[2 * task.pairs :]].tolist()) & set(keys.tolist())
 
 
+@pytest.mark.parametrize("task", [Needles(), Needles(32, 24, 8), Needles(10, 200, 4), Needles(4, 3, 1)], ids=str)
+def test_needles_lie_apart_in_hay_and_are_asked_for_at_the_end(task):
+    batch = sample(task)
+    tokens, labels, source = batch
+    asked, half = labels != IGNORE, task.vocab_size // 2
+    assert tokens.shape == labels.shape == source.shape == (64, task.length)
+    assert asked[:, -task.pairs :].all() and not asked[:, : -task.pairs].any() and (source[~asked] == -1).all()
+    assert torch.equal(tokens.gather(1, source.clamp(min=0))[asked], labels[asked])
+    assert torch.equal(tokens.gather(1, source.clamp(min=1) - 1)[asked], tokens[asked])
+    for row, at in zip(tokens[:, : -task.pairs], source[:, -task.pairs :]):
+        needles = {*at.tolist(), *(at - 1).tolist()}
+        hay = [t for i, t in enumerate(row.tolist()) if i not in needles]
+        keys = row[at - 1].tolist()
+        assert len(needles) == 2 * task.pairs == 2 * len(set(keys)) and max(hay, default=0) < half and not set(hay) & set(keys)
+
+
 def test_correct_counts_right_answers():
     batch = sample(MQAR(32, 24, 8), 5)
     def oracle(tokens):
@@ -54,8 +73,9 @@ def test_curriculum_keeps_the_tokens_of_a_step():
     assert curriculum(MQAR(32, 27, 9), 4, 0, 10) == (MQAR(32, 27, 9), 4)
 
 
-@pytest.mark.parametrize("bad, message", [(dict(length=100), "at least 3 \\* pairs"), (dict(pairs=0), "pairs >= 1"),
-                                          (dict(vocab_size=128), "vocab_size must exceed")])
-def test_impossible_tasks_are_refused(bad, message):
+@pytest.mark.parametrize("kind", [MQAR, Needles])
+@pytest.mark.parametrize("bad, message", [(dict(length=20), "at least 3 \\* pairs"), (dict(pairs=0), "pairs >= 1"),
+                                          (dict(vocab_size=16), "vocab_size must exceed")])
+def test_impossible_tasks_are_refused(kind, bad, message):
     with pytest.raises(ValueError, match=message):
-        MQAR(**bad)
+        kind(**{"pairs": 8} | bad)
