@@ -75,7 +75,7 @@ def test_a_widget_that_fails_says_so(page, site):
     page.route(f"{site}failing.html", lambda route: route.fulfill(content_type="text/html", body=f"""<body>
         <script type="application/vnd.jupyter.widget-state+json">{json.dumps(state)}</script>
         <script type="application/vnd.jupyter.widget-view+json">{{"model_id": "m"}}</script>
-        <script src="_static/afm-host.js"></script>"""))
+        <script src="_static/vendor/host.js"></script>"""))
     page.goto(f"{site}failing.html")
     page.wait_for_selector("[role=alert]")
     assert "could not start: no luck" in page.inner_text("[role=alert]")

@@ -21,7 +21,7 @@ def truth():
     return torch.stack([trace.gates[0] for trace in traces]), logits[0], batch
 
 
-@pytest.fixture(params=["nbs/00_start", "nbs/91_routing"])
+@pytest.fixture(params=["nbs/00_start", "nbs/92_routing"])
 def explorer(page, site, request):
     page.goto(f"{site}{request.param}.html")
     root = page.locator(".mc-routing").first

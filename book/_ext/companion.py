@@ -1,6 +1,7 @@
 """What the book adds to Sphinx: pages that load nothing from elsewhere, plotly figures, and the badge on exported cells."""
 import importlib.util
 import json
+import re
 import shutil
 from html import escape
 from pathlib import Path
@@ -14,11 +15,14 @@ PLOTLY = "application/vnd.plotly.v1+json"
 FIGURE = """<div class="mc-plotly" role="img" aria-label="{alt}" style="min-height: {height}px">\
 <script type="{mime}">{spec}</script><noscript><p>{alt}</p></noscript></div>"""
 
+STATE, VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
+STILL = '<figure class="mc-still"><img src="{image}" alt=""><figcaption>{alt}</figcaption></figure>'
+
 log = logging.getLogger(__name__)
 
 
 def vendor(app):
-    "Copy MathJax and plotly.js out of their Python packages, into the built site."
+    "Copy MathJax and plotly.js out of their Python packages, and what runs the explorers, into the built site."
     if app.builder.format != "html":
         return
     here = Path(app.outdir, "_static/vendor")
@@ -31,6 +35,7 @@ def vendor(app):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+    shutil.copy2(Path(app.srcdir, "nbs/explorers/host.js"), here)
 
 
 class PlotlyFigures:
@@ -54,6 +59,18 @@ class PlotlyFigures:
         return [nodes.raw(text=html, format="html", classes=["output"])]
 
 
+def stills(app, pagename, templatename, context, doctree):
+    "Put its still picture before each explorer: host.js hides it where the explorer runs, and print shows it instead."
+    saved = [file.attributes["body"] for file in context["script_files"] if file.attributes.get("type") == STATE]
+    states = json.loads(saved[0])["state"] if saved else {}
+
+    def with_still(view):
+        still = states.get(json.loads(view[1])["model_id"], {}).get("state", {}).get("still")
+        return (STILL.format(image=still["image"], alt=escape(still["alt"])) if still else "") + view[0]
+    if states:
+        context["body"] = re.sub(rf'<script type="{re.escape(VIEW)}">(.*?)</script>', with_still, context["body"], flags=re.S)
+
+
 def badge(app, doctree):
     "Mark the cells that nbdev exports; companion.css writes the words."
     for cell in doctree.findall(nodes.container):
@@ -74,6 +91,7 @@ def setup(app):
     render.load_mime_renders = lambda: [*known(), PlotlyFigures]
     app.connect("builder-inited", vendor)
     app.connect("doctree-read", badge)
+    app.connect("html-page-context", stills, priority=850)
     app.connect("html-page-context", local_scripts_only, priority=900)
     app.add_css_file("companion.css")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -47,6 +47,7 @@
       const { widget, model } = await (loaded[id] ||= load(saved[id]));
       await widget.render({ model, el });
       el.dataset.ready = "yes";
+      if (script.previousElementSibling?.matches(".mc-still")) script.previousElementSibling.hidden = true;
     } catch (error) {
       el.setAttribute("role", "alert");
       el.dataset.ready = "failed";

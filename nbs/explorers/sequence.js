@@ -1,0 +1,122 @@
+// A sequence of tokens in segments: what it is, a strip to point at, and a bar for time.
+
+// The sequence with every question that panels ask of it. `source` is where the answer to a question stands.
+function readSequence(data) {
+  if (!data?.tokens?.length) throw new Error("there is no sequence to show yet.");
+  const { tokens, roles, lengths, source } = data, T = tokens.length;
+  const segmentOf = lengths.flatMap((n, s) => Array(n).fill(s));
+  if (segmentOf.length !== T) throw new Error(`segments hold ${segmentOf.length} tokens, the sequence has ${T}.`);
+  const starts = lengths.map((_, s) => segmentOf.indexOf(s));
+  const queries = roles.flatMap((role, t) => (role === "query" ? [t] : []));
+  const trueSegment = (t) => (source[t] == null ? null : segmentOf[source[t]]);
+  const truePair = (t) => (source[t] == null ? [] : [source[t] - 1, source[t]].filter((i) => i >= 0));
+  const position = (t) => t - starts[segmentOf[t]] + 1;
+  const phase = (s, t) => (s < segmentOf[t] ? "closed" : s > segmentOf[t] ? "future" : "running");
+  return { ...data, T, starts, segmentOf, queries, trueSegment, truePair, position, phase };
+}
+
+function timeText(v, t) {
+  const s = v.segmentOf[t];
+  return `segment ${s + 1} is running (${v.position(t)} of ${plural(v.lengths[s], "token")}); ${plural(s, "state")} in the cache`;
+}
+
+function timeBar(v, { hold, jump }) {
+  const slider = h("input", { class: "mc-time", type: "range", min: 0, max: v.T - 1, step: 1 });
+  const status = h("p", { class: "status" });
+  const previous = h("button", { type: "button", "aria-keyshortcuts": "p" }, "‹ previous query");
+  const next = h("button", { type: "button", "aria-keyshortcuts": "n" }, "next query ›");
+  slider.addEventListener("input", () => hold(slider.valueAsNumber));
+  previous.addEventListener("click", () => jump(-1));
+  next.addEventListener("click", () => jump(1));
+  const draw = (t) => {
+    slider.value = t;
+    slider.setAttribute("aria-valuetext", `token ${t + 1} of ${v.T}, ${timeText(v, t)}`);
+    status.replaceChildren(h("b", {}, `token ${t + 1}`), ` of ${v.T} · ${timeText(v, t)}`);
+    // Not `disabled`: that would drop the reader's focus.
+    previous.setAttribute("aria-disabled", !v.queries.some((q) => q < t));
+    next.setAttribute("aria-disabled", !v.queries.some((q) => q > t));
+  };
+  return { el: h("div", { class: "time" }, h("div", { class: "controls" }, h("label", {}, "time", slider), previous, next), status), draw };
+}
+
+function tokenSize(v) {
+  const sizes = v.tokens.map((s) => [...visible(s)].length).sort((a, b) => a - b);
+  const letters = clamp(sizes[Math.floor(0.9 * (v.T - 1))], 10);
+  const columns = Math.min(letters <= 4 ? 8 : 4, Math.max(...v.lengths));
+  return { letters, columns, width: Math.max(20, Math.ceil(letters * 5.6 + 2)) };
+}
+
+function tokenBox(v, t, letters) {
+  const text = visible(v.tokens[t]);
+  const el = h("span", { "data-index": t, role: "option", dir: "auto", "aria-label": `token ${t + 1}: ${text}, ${v.roles[t]}` }, text);
+  const long = [...text].length > letters && "long";
+  const draw = (shown, held, pair) => {
+    setClass(el, "token", v.roles[t], long, t > shown && "later", pair.includes(t) && "pair", t === shown && "shown");
+    if (el.ariaSelected === String(t === held)) return;
+    el.ariaSelected = String(t === held);
+    el.tabIndex = t === held ? 0 : -1;
+  };
+  return { el, draw };
+}
+
+function segmentBox(v, s, { letters, columns }) {
+  const tokens = range(v.lengths[s], (i) => tokenBox(v, v.starts[s] + i, letters));
+  const remark = h("span", { class: "remark" });
+  const tight = columns < 4;
+  const label = h("div", { class: "label" }, h("span", {}, tight ? `${s + 1}` : `segment ${s + 1}`), remark);
+  const el = h("div", { role: "group", "aria-label": `segment ${s + 1}`, "data-segment": s },
+    label, h("div", { class: "tokens", role: "presentation" }, ...tokens.map((token) => token.el)));
+  const draw = (t, held, pair) => {
+    const phase = v.phase(s, t), truth = v.trueSegment(t) === s;
+    setClass(el, "segment", phase, truth && "true");
+    const state = { closed: "cached", running: `running ${v.position(t)}/${v.lengths[s]}`, future: "" }[phase];
+    setText(remark, tight ? (truth ? "◆" : "") : truth ? "◆ true pair" : state);
+    tokens.forEach((token) => token.draw(t, held, pair));
+  };
+  return { el, draw };
+}
+
+function legend(v) {
+  const entry = (role) => h("span", { class: "entry" }, h("span", { class: `token ${role}` }, "12"), role);
+  return h("div", { class: "legend" }, ...[...new Set(v.roles)].map(entry), h("span", { class: "entry truth" }, "◆ true pair"));
+}
+
+function strip(v, { preview, hold, walk }) {
+  const size = tokenSize(v);
+  const boxes = v.lengths.map((_, s) => segmentBox(v, s, size));
+  const list = h("div", { class: "strip", role: "listbox", "aria-label": "tokens", "aria-orientation": "horizontal",
+    style: `--columns:${size.columns};--token-width:${size.width}px` }, ...boxes.map((box) => box.el));
+  const focus = () => list.querySelector("[aria-selected=true]").focus();
+  const thenFocus = (move, ...args) => () => { move(...args); focus(); };
+  const at = (event) => event.target.closest("[data-index]");
+
+  // When keys scroll the page, tokens pass under a resting pointer: only a pointer that moved is pointing.
+  let rest = { x: NaN, y: NaN };
+  const moved = (event) => !(Math.hypot(event.clientX - rest.x, event.clientY - rest.y) < 2);
+  list.addEventListener("pointermove", (event) => { rest = { x: event.clientX, y: event.clientY }; });
+  list.addEventListener("pointerover", (event) => {
+    if (event.pointerType === "touch" || !moved(event)) return;
+    if (at(event)) preview(+at(event).dataset.index);
+    else if (!event.target.closest(".tokens")) preview(null);
+  });
+  list.addEventListener("pointerleave", () => preview(null));
+  list.addEventListener("click", (event) => { if (at(event)) thenFocus(hold, +at(event).dataset.index)(); });
+  onKeys(list, Object.fromEntries(Object.entries(walk).map(([key, move]) => [key, thenFocus(move)])));
+  const draw = (t, held) => { const pair = v.truePair(t); boxes.forEach((box) => box.draw(t, held, pair)); };
+  const light = (s) => boxes.forEach((box, i) => box.el.classList.toggle("lit", i === s));
+  return { el: h("div", { class: "sequence" }, legend(v), list), draw, light };
+}
+
+// Moves of the held token. `hold(t)` is called with a token that exists.
+function walker(v, held, hold) {
+  const step = (tokens, segments) => {
+    const s = clamp(v.segmentOf[held()] + segments, v.lengths.length - 1);
+    hold(clamp(v.starts[s] + Math.min(v.position(held()), v.lengths[s]) - 1 + tokens, v.T - 1));
+  };
+  const jump = (dir) => hold((dir > 0 ? v.queries.find((q) => q > held()) : v.queries.filter((q) => q < held()).pop()) ?? held());
+  const walk = {
+    ArrowLeft: () => step(-1, 0), ArrowRight: () => step(1, 0), ArrowUp: () => step(0, -1), ArrowDown: () => step(0, 1),
+    Home: () => hold(0), End: () => hold(v.T - 1), n: () => jump(1), p: () => jump(-1),
+  };
+  return { jump, walk };
+}
