@@ -37,7 +37,7 @@ def mixed(q: Tensor, weights: Tensor, m: Tensor) -> Tensor:
         return q @ mix.transpose(-1, -2)
     return widen(q, weights) @ stack(m)
 
-# %% ../../nbs/52_recall.ipynb #6e6cdb0a
+# %% ../../nbs/52_recall.ipynb #aeb48e9d
 def mixed_gradients(
     slope: Tensor, q: Tensor, weights: Tensor, m: Tensor
 ) -> tuple[Tensor, ...]:
@@ -46,9 +46,10 @@ def mixed_gradients(
     """
     each = (m.shape[-3], m.shape[-1])  # N memories, each asked with D_k numbers
     wide = (slope @ stack(m).transpose(-1, -2)).unflatten(-1, each)
-    to_q, to_weights = (weights[..., None] * wide).sum(-2), (wide @ q[..., None])[..., 0]
-    to_m = widen(q, weights).transpose(-1, -2) @ slope
-    return to_q, to_weights, to_m.unflatten(-2, each).transpose(-1, -2)
+    to_weights = (wide * q[..., None, :]).sum(-1)
+    to_q = wide.mul_(weights[..., None]).sum(-2)
+    to_m = slope.transpose(-1, -2) @ widen(q, weights)
+    return to_q, to_weights, to_m.unflatten(-1, each).transpose(-2, -3)
 
 # %% ../../nbs/52_recall.ipynb #d7cc51d2
 def by_autograd(read: Callable) -> Callable:
