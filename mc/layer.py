@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GATES', 'CausalConv', 'check_mixer', 'MCConfig', 'check_input', 'check_finite', 'MemoryCachingLayer', 'cut']
 
-# %% ../nbs/62_layer.ipynb #5c6313bc
+# %% ../nbs/62_layer.ipynb #fccf2f65
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from .backends import BACKENDS
 from .cache import SegmentCache
-from .functional import check_choice, check_rules, check_size, rewind, run
+from .checks import check_choice, check_rules, check_size
+from .functional import rewind, run
 from .packing import check_cut, check_equal, packing
 from .read.router import GATED, Rules
 from .sequential import Run
 from .trace import Trace
 
-# %% ../nbs/62_layer.ipynb #a784e16c
+# %% ../nbs/62_layer.ipynb #30d6b5da
 class CausalConv(nn.Module):
     "`y_t = Σ_j W_j x_{t-j}` over the last `width` inputs: (B, T, d_in) to (B, T, d_out)."
 
@@ -36,9 +37,8 @@ class CausalConv(nn.Module):
         if before is None:
             before = x.new_zeros(len(x), self.width - 1, x.shape[-1])
         x = torch.cat([before, x], 1)
-        return self.proj(x.unfold(1, self.width, 1).flatten(2)), x[
-            :, x.shape[1] - self.width + 1 :
-        ]
+        after = x[:, x.shape[1] - self.width + 1 :]
+        return self.proj(x.unfold(1, self.width, 1).flatten(2)), after
 
 # %% ../nbs/62_layer.ipynb #1bdc8b76
 GATES = ("context", "shared", "position", "uniform")
@@ -135,7 +135,7 @@ def check_finite(x: Tensor) -> None:
     if not (x.sum().isfinite() or x.isfinite().all()):  # a finite sum has finite terms
         raise ValueError("x contains NaN or infinity; all values must be finite")
 
-# %% ../nbs/62_layer.ipynb #d8367f4a
+# %% ../nbs/62_layer.ipynb #658fd18f
 class MemoryCachingLayer(nn.Module):
     """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
     causal.
@@ -219,7 +219,8 @@ class MemoryCachingLayer(nn.Module):
         self, x: Tensor, cache: SegmentCache | None
     ) -> tuple[Tensor, SegmentCache]:
         out, done = self._run(x, cache)
-        mixed = self.norm(out.y).flatten(2) * F.silu(self.gate(x))
+        read = self.norm(out.y.type_as(self.norm.weight))  # in float32 under autocast
+        mixed = read.flatten(2) * F.silu(self.gate(x))
         return self.out(mixed), done
 
     def _run(self, x: Tensor, cache: SegmentCache | None) -> tuple[Run, SegmentCache]:
@@ -231,16 +232,9 @@ class MemoryCachingLayer(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4).contiguous().transpose(2, 3).unbind()
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         memory, coefficients = self.backend(x)
+        u = self._connectors(x, q)
         out = run(
-            q,
-            k,
-            v,
-            self._connectors(x, q),
-            memory,
-            config.rules,
-            config.segment_size,
-            coefficients,
-            cache=cache,
+            q, k, v, u, memory, config.rules, config.segment_size, coefficients, cache=cache
         )
         edges = self._edges(x, before, cache, out.cache)
         return out, replace(out.cache, inputs=after, edges=edges)
@@ -253,16 +247,13 @@ class MemoryCachingLayer(nn.Module):
     def _edges(
         self,
         x: Tensor,
-        before: Tensor | None,
+        before: Tensor,
         cache: SegmentCache | None,
         after: SegmentCache,
     ) -> Tensor:
         "The inputs (B, N, K-1, d_model) that the convolution needs after each memory."
-        width = self.config.conv_size - 1
-        if before is None:
-            before = x.new_zeros(len(x), width, x.shape[-1])
         if cache is None:
-            old, position, known = before.new_zeros(len(x), 0, *before.shape[1:]), 0, []
+            old, position, known = before[:, None][:, :0], 0, []
         else:
             old, position, known = cache.edges, cache.position, [b for _, b in cache.spans]
             if cache.lengths == after.lengths:
@@ -270,22 +261,22 @@ class MemoryCachingLayer(nn.Module):
         ends = [b for _, b in after.spans]
         kept = [known.index(b) for b in ends if b <= position]
         first = torch.tensor([b - position for b in ends if b > position]).long()
-        new = torch.cat([before, x], 1)[:, first[:, None] + torch.arange(width)]
+        new = torch.cat([before, x], 1)[:, first[:, None] + torch.arange(before.shape[1])]
         return torch.cat([old[:, kept], new], 1)
 
-    def _inputs(self, x: Tensor, cache: SegmentCache | None) -> Tensor | None:
-        if cache is None:
-            return None
+    def _inputs(self, x: Tensor, cache: SegmentCache | None) -> Tensor:
+        "The inputs (B, K-1, d_model) before `x`: zeros, or what `cache` holds."
         expected = (len(x), self.config.conv_size - 1, self.config.d_model)
-        given = (
-            None if getattr(cache, "inputs", None) is None else tuple(cache.inputs.shape)
-        )
+        if cache is None:
+            return x.new_zeros(expected)
+        inputs = getattr(cache, "inputs", None)
+        given = None if inputs is None else tuple(inputs.shape)
         if given != expected:
             raise ValueError(
                 f"cache must come from a layer like this one, with inputs {expected}; "
                 f"got {given}"
             )
-        return cache.inputs
+        return inputs
 
 # %% ../nbs/62_layer.ipynb #35b43f21
 def cut(self: MemoryCachingLayer, cache: SegmentCache, segments: int) -> SegmentCache:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AttentionConfig', 'Attention', 'LMConfig', 'Block', 'LanguageModel', 'cache_bytes']
 
-# %% ../nbs/63_language_model.ipynb #776d43e8
+# %% ../nbs/63_language_model.ipynb #e85e1f05
 import math
 from dataclasses import asdict, dataclass
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import SegmentCache
-from .functional import check_size
+from .checks import check_size
 from mc.layer import (
     CausalConv,
     MCConfig,
@@ -27,7 +27,7 @@ from .packing import check_cut, packing
 from .storage import load_tensors, save_tensors
 from .trace import Trace
 
-# %% ../nbs/63_language_model.ipynb #dea1f5cc
+# %% ../nbs/63_language_model.ipynb #914c50af
 @dataclass(frozen=True)
 class AttentionConfig:
     "Causal softmax attention (Eq. 1) in the place of a Memory Caching layer."
@@ -82,11 +82,9 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
-        return self.out(self.norm(y).transpose(1, 2).flatten(2) * F.silu(self.gate(x))), (
-            k,
-            v,
-            after,
-        )
+        read = self.norm(y.type_as(self.norm.weight))  # in float32 under autocast
+        mixed = read.transpose(1, 2).flatten(2) * F.silu(self.gate(x))
+        return self.out(mixed), (k, v, after)
 
     def _check_cache(self, x: Tensor, cache: tuple) -> None:
         config = self.config

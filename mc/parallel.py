@@ -158,12 +158,12 @@ def score(
         row[[*some, -1]] = False
     return r.masked_fill(hidden[segments.owner].to(r.device), float("-inf"))
 
-# %% ../nbs/56_parallel.ipynb #f3969ef1
+# %% ../nbs/56_parallel.ipynb #2cb79e15
 ROWS = 256  # tokens of a piece: bounds what exists at once to ROWS·N·D numbers
 
 
 def pieces(segments: Segments, seen: list[list[int]]) -> list[Piece]:
-    """Stretches of about `ROWS` tokens, and the memories that any of a stretch's tokens
+    """Stretches of at most `ROWS` tokens, and the memories that any of a stretch's tokens
     sees: (first, one past the last, index of the memories).
     """
     stretches = []

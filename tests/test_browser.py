@@ -65,6 +65,18 @@ def test_figures_follow_the_theme(page, site, name):
     assert brightness["ink"][0] < 300 < 500 < brightness["ink"][1]
 
 
+@pytest.mark.parametrize("name", WITH_FIGURES[:3])
+def test_figures_keep_their_height_on_a_phone(page, site, name):
+    page.set_viewport_size({"width": 380, "height": 800})
+    page.emulate_media(color_scheme="light")
+    visit(page, site, name)
+    ink = "getComputedStyle(document.querySelector('.mc-plotly .xtick text')).fill"
+    light = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{ink} !== {json.dumps(light)}")
+    assert page.evaluate("Math.min(...[...document.querySelectorAll('.js-plotly-plot')].map(e => e.offsetHeight))") >= 200
+
+
 def test_search_works_without_network(page, site):
     page.goto(f"{site}search.html?q=memory")
     page.wait_for_selector("#search-results li a")

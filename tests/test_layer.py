@@ -104,6 +104,16 @@ def test_a_cache_can_go_back_to_a_segment_end(config):
         layer.cut(cache, len(cache) + 1)
 
 
+@pytest.mark.parametrize("first", [3, 8, 9])                           # inside a segment, at its end, one token after it
+def test_a_cache_of_two_calls_can_go_back(first):
+    layer, x = layer_of(mc.MCConfig(16, 2, segment_size=4, conv_size=3)), inputs(18)
+    whole = layer(x)
+    _, cache = layer.forward_with_cache(x[:, first:], layer.forward_with_cache(x[:, :first])[1])
+    for segments in range(5):
+        y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.cut(cache, segments))
+        assert torch.allclose(y, whole[:, 4 * segments :], rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("backend", ["linear", "titans"])              # per-head norms hide a longer q from a matrix only
 def test_queries_and_keys_have_length_one(backend):
     layer, x = layer_of(mc.MCConfig(16, 2, backend=backend, segment_size=4)), inputs(11)
@@ -208,7 +218,7 @@ def test_step_wants_one_token():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"segment_size": 8}, "size is 4 there and 8 here"), ({"init": "checkpoint"}, "init is 'independent' there"),
+    ({"segment_size": 8}, r"segment_size\) is 4 there and 8 here"), ({"init": "checkpoint"}, "init is 'independent' there"),
     ({"gate_scale": 2.0}, "gate_scale is 1.0 there and 2.0 here"),
     ({"aggregation": "residual"}, "aggregation is 'grm' there and 'residual' here"),
     ({"backend": "swla"}, "memory is 'linear' there and 'swla' here"), ({"gate": "position"}, "pool is 'mean' there and 'position' here"),

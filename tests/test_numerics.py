@@ -1,4 +1,6 @@
 """Half precision, long sequences and ties."""
+import warnings
+
 import pytest
 import torch
 
@@ -40,6 +42,16 @@ def test_autocast_leaves_the_mechanism_in_float32(backend):
         y, cache = layer.forward_with_cache(x)
     assert all(leaf.dtype == torch.float32 for leaf in cache.online.values())
     assert (y - layer(x)).norm() < 5e-2 * layer(x).norm()
+
+
+@pytest.mark.parametrize("mixer", [mc.MCConfig(16, 2, segment_size=16), mc.AttentionConfig(16, 2)], ids=str)
+def test_autocast_gives_no_warning(mixer, request):
+    request.addfinalizer(lambda: torch.set_warn_always(False))
+    torch.set_warn_always(True)                                            # else PyTorch warns once in a process
+    model = mc.LanguageModel(mc.LMConfig(32, 1, mixer))
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        model(torch.arange(32)[None])
 
 
 @pytest.mark.parametrize("backend", ["dla", "titans"])

@@ -11,12 +11,16 @@ import yaml
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
-import mc.speed as speed
+import mc.speed.peers
+import mc.speed.ratios
 import nbtool
 from mc.cli import main
 from mc.records import provenance
-from mc.speed import (Comparison, Kept, Peer, PeerFailed, Variant, grm_bytes, grm_kept, interleaved, kept_bytes, measure,
-                      measure_all, median_interval, multiply_adds, ratios, read_speed)
+from mc.speed.kept import Kept, grm_bytes, grm_kept, kept_bytes
+from mc.speed.peers import PEERS, Peer, PeerFailed
+from mc.speed.ratios import Comparison, interleaved, median_interval, parts_of, ratios, split
+from mc.speed.records import against_targets, measure, measure_all, overview, read_speed, remarks
+from mc.speed.variants import KINDS, Variant, multiply_adds, torch_mm
 from mc.storage import load_json, save_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +138,7 @@ def test_multiply_adds_by_hand_and_against_what_runs():
     assert multiply_adds(replace(variant, kind="around")) == 3 * projections
     assert multiply_adds(replace(variant, aggregation="none")) == 3 * (6 * 64 * 8 + 2 * 6 * 2 * 16)
     for variant in (Variant("layer", 512), Variant("around", 512), Variant("layer", 512, aggregation="none")):
-        call = speed.KINDS[variant.kind](variant)
+        call = KINDS[variant.kind](variant)
         with FlopCounterMode(display=False) as counter:
             call()
         assert 0.7 < multiply_adds(variant) / (counter.get_total_flops() / 2) <= 1
@@ -143,17 +147,17 @@ def test_multiply_adds_by_hand_and_against_what_runs():
 def test_torch_mm_does_as_much_as_the_layer():
     variant = Variant("torch.mm", 96, segment_size=32)
     with FlopCounterMode(display=False) as counter:
-        speed.torch_mm(variant)()
+        torch_mm(variant)()
     layer = multiply_adds(replace(variant, kind="layer"))
     assert 0 <= layer - counter.get_total_flops() / 2 < 64**2                      # to less than a row
 
 
 def test_the_parts_of_a_layer_add_up():
     seconds = {"GRM": 10.0, "GRM: around": 4.0, "GRM: segments": 5.0}
-    assert list(speed.split("GRM", seconds).values()) == [4.0, 1.0, 5.0]
-    assert list(speed.split("GRM", {"GRM": 10.0, "GRM: around": 4.0}).values()) == [4.0, 6.0]
-    assert list(speed.parts_of("GRM", TINY)) == ["GRM: around", "GRM: segments"]
-    assert list(speed.parts_of("none", replace(TINY, aggregation="none"))) == ["none: around"]
+    assert list(split("GRM", seconds).values()) == [4.0, 1.0, 5.0]
+    assert list(split("GRM", {"GRM": 10.0, "GRM: around": 4.0}).values()) == [4.0, 6.0]
+    assert list(parts_of("GRM", TINY)) == ["GRM: around", "GRM: segments"]
+    assert list(parts_of("none", replace(TINY, aggregation="none"))) == ["none: around"]
 
 
 # ---- other packages
@@ -175,8 +179,8 @@ def test_a_peer_that_fails_is_recorded_and_the_run_goes_on(code, error, tmp_path
     assert [r["error"] for r in records] == [error, None]
     assert records[0]["value"] is None and records[0]["reached"] is None and records[1]["value"] > 0
     assert "somebody" not in (folder / "theirs.json").read_text()
-    assert speed.remarks(records) == f"theirs did not run: {error}"
-    assert list(speed.overview(records)["ratio"])[0] == "did not run"
+    assert remarks(records) == f"theirs did not run: {error}"
+    assert list(overview(records)["ratio"])[0] == "did not run"
 
     before = (folder / "ours.json").stat().st_mtime_ns
     (packages / "memory-caching-0.1.0/memory_caching.py").write_text(WORKS)        # repaired: only that one runs again
@@ -185,7 +189,7 @@ def test_a_peer_that_fails_is_recorded_and_the_run_goes_on(code, error, tmp_path
 
 
 def test_a_package_that_cannot_be_installed_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setitem(speed.PEERS, "memory-caching", [str(tmp_path / "memory_caching-9-py3-none-any.whl")])
+    monkeypatch.setitem(PEERS, "memory-caching", [str(tmp_path / "memory_caching-9-py3-none-any.whl")])
     record = measure(THEIRS, tmp_path / "records", "a test", tmp_path / "packages")
     assert "memory_caching-9" in record["error"] and str(tmp_path) not in record["error"]
     assert list((tmp_path / "packages").iterdir()) == []                           # nothing half-installed
@@ -199,12 +203,12 @@ def test_a_peer_that_hangs_is_ended():
 
 
 def test_no_peer_is_left_running(tmp_path, monkeypatch):
-    started, start = [], speed.Peer
+    started, start = [], Peer
 
     def remember(*arguments):
         started.append(start(*arguments))
         return started[-1]
-    monkeypatch.setattr(speed, "Peer", remember)
+    monkeypatch.setattr(mc.speed.peers, "Peer", remember)
     measure(THEIRS, tmp_path / "records", "a test", fake(tmp_path / "packages", WORKS))
     assert [peer.process.poll() is not None for peer in started] == [True]
 
@@ -216,7 +220,7 @@ def test_a_record_is_whole_and_is_not_measured_twice(tmp_path, monkeypatch):
     assert list(record["cpu_seconds"]) == ["SSC", "none", "SSC: around", "SSC: segments"]
     assert record["low"] <= record["value"] <= record["high"] and record["settings"]["variants"]["SSC"]["tokens"] == 32
     assert set(provenance("")) <= record.keys() and record["command"] == "a test"
-    monkeypatch.setattr(speed, "interleaved", None)
+    monkeypatch.setattr(mc.speed.ratios, "interleaved", None)
     assert measure(OURS, tmp_path, "another") == record == read_speed(tmp_path)[0]
 
 
@@ -226,7 +230,7 @@ def test_targets_reached_and_missed(tmp_path):
         record = measure(replace(OURS, name=name, target=target, at_most=at_most), tmp_path, "a test")
         assert record["reached"] is reached and (record["limit"] is None) is reached
         assert reached or "SSC spends" in record["limit"] and "in reads of cached memories" in record["limit"]
-    figure = speed.against_targets(read_speed(tmp_path))
+    figure = against_targets(read_speed(tmp_path))
     good, bad, target = ({*trace.y} for trace in figure.data)
     assert good == {"least", "most"} and bad == {"too much", "too little"}
     assert all(x > 1 for x in figure.data[0].x) and all(x < 1 for x in figure.data[1].x)

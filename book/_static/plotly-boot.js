@@ -36,7 +36,7 @@
 
   function layoutFor(given, width) {
     const narrow = width < NARROW;
-    const layout = Object.assign({ uirevision: "kept" }, given, { autosize: true, template: template(given.template, narrow) });
+    const layout = Object.assign({ uirevision: "kept", height: 400 }, given, { autosize: true, template: template(given.template, narrow) });
     delete layout.width;
     if (!narrow) return layout;
     const title = typeof given.title === "string" ? { text: given.title } : given.title;
