@@ -57,7 +57,7 @@ def ask(stories: Tensor, settings: dict) -> tuple[Run, Tensor]:
     out = run(q, k, v, STRENGTH * q, LinearMemory(), rules, settings["size"])
     return out, F.cosine_similarity(out.y[:, -1, 0], pair[:, 1, 0], dim=-1)
 
-# %% ../../nbs/96_by_hand.ipynb #280bb654
+# %% ../../nbs/96_by_hand.ipynb #90465252
 class ByHandExplorer(Explorer):
     """A linear memory with a cache, computed in the page.
 
@@ -84,14 +84,15 @@ class ByHandExplorer(Explorer):
             check_size(name, given[name], int(name in ("size", "top_k")))
             if given[name] > largest:
                 raise ValueError(f"{name} must be at most {largest}; got {given[name]}")
-        if not 0 <= given["scale"] <= 4:
-            raise ValueError(f"scale must be between 0 and 4; got {given['scale']}")
+        scale = given["scale"]
+        if not isinstance(scale, (int, float)) or not 0 <= scale <= 4:
+            raise ValueError(f"scale must be a number between 0 and 4; got {scale!r}")
         check_choice("pool", given["pool"], ("mean", "sum"))
         check_choice("init", given["init"], CHOICES["init"])
         return given
 
 
-def by_hand(stories: Tensor, title: str = "The gate by hand") -> ByHandExplorer:
+def by_hand(stories: Tensor, title: str = "Does the gate find the pair?") -> ByHandExplorer:
     "The explorer of `stories` (n, 2, T, D), as `draws` makes them; D at most 16."
     data = {
         "title": title,

@@ -29,7 +29,7 @@ function work(data, s) {
   const norm = chosen.reduce((total, i) => total + Math.exp(scores[i] - top), 0);
   for (const m of memories) m.gate = chosen.includes(m.i) ? Math.exp(m.score - top) / norm : 0;
   const y = sum(memories.map((m) => scaled(m.gate, m.read)));
-  return { k, v, q, u, target, T, online, truth, memories, chosen, all, y,
+  return { k, v, q, u, target, T, strength: data.strength, online, truth, memories, chosen, all, y,
     close: closeness(y, target), plain: closeness(times(written(v, k), q), target), alone: closeness(memories[truth].read, target) };
 }
 
@@ -38,10 +38,11 @@ const number = (x, digits = 2) => {
   const text = Math.abs(x).toFixed(digits).replace(/^0(?=\.)/, "");
   return (x < 0 && +text ? "−" : "") + text;
 };
-const factor = (x) => (x < 0 ? `(${number(x)})` : number(x));
-const row = (a) => `(${a.map((x) => number(x)).join(", ")})`;
-const few = (terms) => (terms.length > 8 ? [...terms.slice(0, 4), "…", terms[terms.length - 1]] : terms).join(" + ");
-const products = (a, b) => few(a.map((x, i) => `${factor(x)}·${factor(b[i])}`));
+const factor = (x, digits) => (x < 0 ? `(${number(x, digits)})` : number(x, digits));
+const row = (a, digits) => `(${a.map((x) => number(x, digits)).join(", ")})`;
+const few = (terms) => (terms.length > 8 ? [...terms.slice(0, 4), ["…"], terms.at(-1)] : terms).flatMap((term, i) => [i ? " + " : "", ...term]);
+const products = (a, b, digits) => few(a.map((x, i) => [`${factor(x)}·${factor(b[i], digits)}`]));
+const power = (x) => ["e", h("sup", {}, number(x))];
 const sup = (m, name) => [name, h("sup", {}, `(${m.i + 1})`)];
 const sub = (name, text) => [name, h("sub", {}, `${text}`)];
 const span = (first, end) => (end - first > 1 ? `${first + 1}–${end}` : `${end}`);
@@ -56,7 +57,7 @@ function vector(values, label) {
 function verdict(s, w) {
   const m = w.memories[w.truth], gate = number(m.gate), largest = w.memories.reduce((a, b) => (b.gate > a.gate ? b : a));
   if (!w.online) return "One segment, so one memory and one gate, 1.00: nothing to choose from.";
-  if (!w.chosen.includes(w.truth)) return `Missed: ${place(m, w)}, which holds the pair, scores ${number(m.score)} and is not among the ${s.top_k} read.`;
+  if (!w.chosen.includes(w.truth)) return `Missed: ${place(m, w)}, which holds the pair, scores ${number(m.score)} and is not among the k = ${s.top_k} read.`;
   if (s.scale === 0) return `With g = 0 all scores are 0 and every gate is ${gate}: nobody chooses.`;
   if (largest === m) return `Found: the largest of ${w.chosen.length} gates, ${gate}, is on ${place(m, w)}, which holds the pair.`;
   return `Fooled: the largest gate, ${number(largest.gate)}, is on ${place(largest, w)}; ${place(m, w)}, which holds the pair, gets ${gate}.`;
@@ -64,7 +65,7 @@ function verdict(s, w) {
 
 function slider(name, label, min, max, step, pick) {
   const input = h("input", { type: "range", "data-name": name, min, max, step }), value = h("output", {});
-  input.addEventListener("input", () => pick(input.valueAsNumber));
+  input.addEventListener("input", () => pick(input.valueAsNumber, +input.max));
   const draw = (x, text, most = max) => {
     input.max = most;
     input.value = x;
@@ -86,7 +87,7 @@ function controls(data, set) {
   const T = data.draws[0].keys.length;
   const position = slider("position", "pair ◆", 1, T - 1, 1, (x) => set({ position: x - 1 }));
   const size = slider("size", "segment length C", 1, T, 1, (x) => set({ size: x }));
-  const top = slider("top_k", "memories read k", 1, T, 1, (x) => set({ top_k: x === top.most ? null : x }));
+  const top = slider("top_k", "memories read k", 1, T, 1, (x, most) => set({ top_k: x === most ? null : x }));
   const scale = slider("scale", "gate scale g", 0, 4, 0.1, (x) => set({ scale: x }));
   const pool = choice("pool", "pool", ["mean", "sum"], (x) => set({ pool: x }));
   const init = choice("init", "start", ["independent", "checkpoint"], (x) => set({ init: x }));
@@ -94,11 +95,10 @@ function controls(data, set) {
   noise.addEventListener("click", () => set({ draw: (s) => (s.draw + 1) % data.draws.length }));
   again.addEventListener("click", () => set(data.settings));
   const draw = (s, w) => {
-    const temperature = s.scale ? number(1 / s.scale) : "∞";
-    top.most = Math.max(w.online, 1);
+    const temperature = s.scale ? number(1 / s.scale) : "∞", most = Math.max(w.online, 1);
     position.draw(s.position + 1, `token ${s.position + 1}`);
     size.draw(s.size, plural(s.size, "token"));
-    top.draw(w.all ? top.most : s.top_k, w.all ? "all (GRM)" : `${s.top_k} of ${w.online} (SSC)`, top.most);
+    top.draw(w.all ? most : s.top_k, w.all ? "all (GRM)" : `${s.top_k} of ${w.online} (SSC)`, most);
     scale.draw(s.scale, `${s.scale.toFixed(1)} (temperature ${temperature})`);
     pool.draw(s.pool);
     init.draw(s.init);
@@ -124,15 +124,16 @@ function strip(set) {
   el.addEventListener("pointermove", move);
   for (const end of ["pointerup", "pointercancel"]) el.addEventListener(end, () => { drag = false; });
   const draw = (s, w) => {
-    el.style.cssText = `--columns:${Math.min(s.size, 8)};--token-width:22px`;
+    el.style.cssText = `--columns:${Math.min(s.size, 8)};--token-width:26px`;
     el.replaceChildren(...w.memories.map((m) => {
       const tokens = range(m.end - m.first, (j) => {
         const t = m.first + j, [role, text] = t === s.position ? ["pair", "◆"] : t === w.T - 1 ? ["query", "?"] : ["filler", t + 1];
         return h("span", { class: `token ${role}`, "data-index": t }, `${text}`);
       });
-      const name = s.size < 3 ? [] : [h("span", {}, s.size < 4 ? `${m.i + 1}` : place(m, w).replace(" segment", "")), h("span", { class: "remark" }, `γ ${number(m.gate)}`)];
+      const tight = s.size < 4, gate = number(m.gate);
+      const label = [h("span", {}, tight ? `${m.i + 1}` : place(m, w).replace(" segment", "")), h("span", { class: "remark" }, tight ? gate : `γ ${gate}`)];
       const states = [m.i === w.online ? "running" : "closed", m.i === w.truth && "true"].filter(Boolean);
-      return h("div", { class: `segment ${states.join(" ")}` }, h("div", { class: "label" }, ...name), h("div", { class: "tokens" }, ...tokens),
+      return h("div", { class: `segment ${states.join(" ")}` }, h("div", { class: "label" }, ...label), h("div", { class: "tokens" }, ...tokens),
         h("div", { class: "bar", style: `--gate:${m.gate.toFixed(4)}` }));
     }));
   };
@@ -189,20 +190,20 @@ function matrix(M) {
 // Every step of the picked memory, with its numbers filled in.
 function steps(s, w, m) {
   const keys = range(m.end - m.first, (j) => m.first + j), tokens = range(m.end - m.from, (j) => m.from + j);
-  const list = few(keys.map((j) => `k${j + 1}`)), [pooling, ssc] = [s.pool === "mean" ? "MeanPooling" : "sum of keys", !w.all];
-  const exps = few(w.chosen.map((i) => `e^${number(w.memories[i].score)}`)), read = w.chosen.includes(m.i);
+  const list = few(keys.map((j) => sub("k", j + 1))), [pooling, ssc] = [s.pool === "mean" ? "MeanPooling" : "sum of keys", !w.all];
+  const exps = few(w.chosen.map((i) => power(w.memories[i].score))), read = w.chosen.includes(m.i);
   const entry = [...sub("M", "11")], first = (a) => tokens.map((j) => a[j][0]);
   const reads = w.chosen.map((i) => w.memories[i]);
   return [
     ["write", "Eq. 8", [...sup(m, "M"), " = Σ ", ...sub("v", "j"), ...sub("k", "j"), h("sup", {}, "⊤"), `, tokens ${span(m.from, m.end)}`, s.init === "checkpoint" && m.i ? " (it started from the checkpoint before)" : ""],
-      [...entry, ` = ${products(first(w.v), first(w.k))} = ${number(m.M[0][0])}`, matrix(m.M)]],
-    ["pool", ssc ? "before Eq. 16" : "Eq. 10", [`${pooling} = ${s.pool === "mean" ? `(${list}) / ${keys.length}` : list}`], [row(m.pool)]],
-    ["score", ssc ? "Eq. 16" : "Eq. 10", [...sup(m, "r"), " = g ⟨u, pool⟩"], [`${number(s.scale, 1)} × (${products(w.u, m.pool)}) = ${number(m.score)}`]],
+      [...entry, " = ", ...products(first(w.v), first(w.k)), ` = ${number(m.M[0][0])}`, matrix(m.M)]],
+    ["pool", ssc ? "before Eq. 16" : "Eq. 10", [`${pooling} = `, ...(s.pool === "mean" ? ["(", ...list, `) / ${keys.length}`] : list)], [row(m.pool, 3)]],
+    ["score", ssc ? "Eq. 16" : "Eq. 10", [...sup(m, "r"), ` = g ⟨u, pool⟩, u = ${number(w.strength, 0)} q`], [`${number(s.scale, 1)} × (`, ...products(w.u, m.pool, 3), `) = ${number(m.score)}`]],
     ...(ssc ? [["choose", "Eq. 17", [`the ${s.top_k} highest cached scores, and the online memory`], [`read: ${w.chosen.map((i) => i + 1).join(", ")}`]]] : []),
-    ["gate", "softmax", [...sup(m, "γ"), " = ", read ? `e^${number(m.score)} / (${exps})` : "0, because it was not chosen"], [read ? number(m.gate) : ""]],
-    ["read", "M q", [...sub("(M q)", "1"), ` = ${products(m.M[0], w.q)} = ${number(m.read[0])}`], [row(m.read)]],
-    ["answer", ssc ? "Eq. 17" : "Eq. 9", ["y = ", ...reads.flatMap((r, i) => [i ? " + " : "", `${number(r.gate)} `, ...sup(r, "M"), "q"])],
-      [...sub("y", "1"), ` = ${products(reads.map((r) => r.gate), reads.map((r) => r.read[0]))} = ${number(w.y[0])}`]],
+    ["gate", "softmax", [...sup(m, "γ"), " = ", ...(read ? [...power(m.score), " / (", ...exps, ")"] : ["0, because it was not chosen"])], [read ? number(m.gate) : ""]],
+    ["read", "M q", [...sub("(M q)", "1"), " = ", ...products(m.M[0], w.q), ` = ${number(m.read[0])}`], [row(m.read)]],
+    ["answer", ssc ? "Eq. 17" : "Eq. 9", ["y = ", ...few(reads.map((r) => [`${number(r.gate)} `, ...sup(r, "M"), "q"]))],
+      [...sub("y", "1"), " = ", ...products(reads.map((r) => r.gate), reads.map((r) => r.read[0])), ` = ${number(w.y[0])}`]],
     ["compare", "cosine", ["⟨y, v◆⟩ / (|y| |v◆|)"], [`${number(dot(w.y, w.target))} / (${number(Math.hypot(...w.y))} · ${number(Math.hypot(...w.target))}) = ${number(w.close)}`]],
   ];
 }
@@ -211,7 +212,7 @@ function formulas() {
   const title = h("p", { class: "how" }), list = h("ol", { class: "steps" });
   const draw = (s, w, i) => {
     const m = w.memories[i];
-    title.replaceChildren("every step for ", h("b", {}, place(m, w)), " (choose another row above: click, or ↑ ↓)");
+    title.replaceChildren("every step for ", h("b", {}, place(m, w)), " (click another row above, or ↑ ↓), rounded; the page computes with all digits");
     list.replaceChildren(...steps(s, w, m).map(([name, where, formula, filled]) => h("li", { "data-step": name },
       h("span", { class: "title" }, h("b", {}, name), ` ${where}`), h("span", { class: "formula" }, ...formula), h("span", { class: "filled" }, ...filled))));
   };
