@@ -124,7 +124,7 @@ function strip(set) {
   el.addEventListener("pointermove", move);
   for (const end of ["pointerup", "pointercancel"]) el.addEventListener(end, () => { drag = false; });
   const draw = (s, w) => {
-    el.style.cssText = `--columns:${Math.min(s.size, 8)};--token-width:26px`;
+    el.style.cssText = `--columns:${Math.min(s.size, 8)};--token-width:24px`;
     el.replaceChildren(...w.memories.map((m) => {
       const tokens = range(m.end - m.first, (j) => {
         const t = m.first + j, [role, text] = t === s.position ? ["pair", "◆"] : t === w.T - 1 ? ["query", "?"] : ["filler", t + 1];

@@ -57,7 +57,7 @@ def ask(stories: Tensor, settings: dict) -> tuple[Run, Tensor]:
     out = run(q, k, v, STRENGTH * q, LinearMemory(), rules, settings["size"])
     return out, F.cosine_similarity(out.y[:, -1, 0], pair[:, 1, 0], dim=-1)
 
-# %% ../../nbs/96_by_hand.ipynb #90465252
+# %% ../../nbs/96_by_hand.ipynb #b8bba6ff
 class ByHandExplorer(Explorer):
     """A linear memory with a cache, computed in the page.
 
@@ -93,7 +93,16 @@ class ByHandExplorer(Explorer):
 
 
 def by_hand(stories: Tensor, title: str = "Does the gate find the pair?") -> ByHandExplorer:
-    "The explorer of `stories` (n, 2, T, D), as `draws` makes them; D at most 16."
+    """The explorer of `stories` (n, 2, T, D), as `draws` makes them.
+
+    Raises `ValueError` for another shape, for D > 16 and for T outside 2 to 32: nobody
+    follows more numbers by hand.
+    """
+    shape = tuple(stories.shape)
+    if len(shape) != 4 or shape[1] != 2 or not 2 <= shape[2] <= 32 or shape[3] > 16:
+        raise ValueError(
+            f"stories must be (n, 2, T, D) with T from 2 to 32 and D up to 16; got {shape}"
+        )
     data = {
         "title": title,
         "strength": STRENGTH,
