@@ -17,7 +17,8 @@ def map_page(root):
     "The table, and the tests that it names, in full."
     all_chapters, all_errata, all_functions, all_tests = map(lambda collect: collect(root), (chapters, errata, functions, tests))
     shown = formulas(root)
-    short = lambda f: f.name if f.name[0].isupper() else f"{f.where.split('.')[-1]}.{f.name}"
+    public = re.findall(r'"(\w+)"', (root / "mc/__init__.py").read_text())
+    short = lambda f: f.name if f.name[0].isupper() or f.name in public else f"{f.where.split('.')[-1]}.{f.name}"
     of = lambda places, n: [p for p in places if n in p.equations]
     lines = ["| Eq. | shown as | chapter | in the package | held by |", "|---|---|---|---|---|"]
     for n in EQUATIONS:
