@@ -33,8 +33,8 @@ class Place:
 
 def chapters(root):
     "All that are in the table of contents, in its order."
-    found = []
-    for part in yaml.safe_load((root / "_toc.yml").read_text()).get("parts", []):
+    found, toc = [], yaml.safe_load((root / "_toc.yml").read_text())
+    for part in [{"caption": "", "chapters": [{"file": toc["root"]}]}, *toc["parts"]]:
         for page in (entry["file"] for entry in part["chapters"]):
             if (source := root / f"{page}.md").exists() and page.startswith("nbs/"):
                 text = source.read_text()
