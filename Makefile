@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 MAKEFLAGS += --silent --no-print-directory
 
-INPUTS := $(shell find _config.yml _toc.yml CHANGELOG.md book nbs -type f \
+INPUTS := $(wildcard tests/test_*.py) $(shell find _config.yml _toc.yml CHANGELOG.md book nbs -type f \
             -not -path '*/__pycache__/*' -not -path '*/vendor/*' -not -path '*/.*' 2> /dev/null)
 
 .PHONY: help book serve test lab bench sync clean environment chromium smoke

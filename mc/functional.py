@@ -116,7 +116,7 @@ def run(
         out = form(tokens, memory, rules, cut, closes, cache)
     return out._replace(y=out.y.to(dtype))
 
-# %% ../nbs/57_one_function.ipynb #9b322cc0
+# %% ../nbs/57_one_function.ipynb #b0f9b4c1
 def memory_caching(
     q: Tensor,
     k: Tensor,
@@ -148,9 +148,10 @@ def memory_caching(
     memory: what is written and read: `mc.LinearMemory()`, `mc.SWLAMemory()`,
         `mc.DLAMemory(w1, w2)` or `mc.TitansMemory(w1, w2)`.
     aggregation: "none" (one memory that runs on; segments play no role), "residual"
-        (Eq. 7), "grm" (Eq. 9-10), "soup" (Eq. 15) or "ssc" (Eq. 17).
+        (Eq. 7), "grm" (Eq. 9-10), "soup" (Eq. 15) or "ssc" (Eq. 16-17).
     segments: the length of all segments, or a list of lengths that adds up to T; a list's
-        segments are all finished, with a length the last one goes on in the next call.
+        segments are all finished, with a length the last one goes on in the next call. One
+        token per segment is attention (Eq. 18-20), from checkpoints a hybrid's (Eq. 21-24).
     segmentation: "constant"; "fenwick", where blocks of `segments` tokens are grouped by
         the binary digits of their number; "logarithmic", one segment for each binary digit
         of T, whatever `segments` says.

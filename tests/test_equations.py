@@ -33,11 +33,13 @@ def read(name, aggregation, cut="constant", init="independent", T=19, segments=N
 
 
 def test_uncached_memory_is_linear_attention():
+    "Eq. 2, without φ and its normaliser."
     q, k, v, u = qkvu(T=150)                                       # more than two chunks of the parallel form
     assert close(mc.memory_caching(q, k, v, u, LINEAR, aggregation="none"), weighted(q, k, v, 1.0))
 
 
 def test_residual_of_independent_segments_is_linear_attention():
+    "Eq. 7, 12-13."
     q, k, v, u = qkvu()
     for cut in ("constant", "fenwick"):
         y = mc.memory_caching(q, k, v, u, LINEAR, aggregation="residual", segments=4, segmentation=cut)
@@ -45,6 +47,7 @@ def test_residual_of_independent_segments_is_linear_attention():
 
 
 def test_residual_of_checkpoints_counts_a_token_once_per_segment_since():
+    "Eq. 7."
     q, k, v, u = qkvu()
     owner = Segments.constant(19, 4).owner
     y = mc.memory_caching(q, k, v, u, LINEAR, aggregation="residual", segments=4, init="checkpoint")
@@ -54,12 +57,14 @@ def test_residual_of_checkpoints_counts_a_token_once_per_segment_since():
 @pytest.mark.parametrize("name", MEMORIES)
 @pytest.mark.parametrize("init", INITS)
 def test_grm_with_equal_scores_is_residual_over_the_number_of_memories(name, init):
+    "Eq. 9 against Eq. 7."
     even = read(name, "grm", init=init, gate_scale=0.0)
     assert close(even, read(name, "residual", init=init) / (Segments.constant(19, 4).owner + 1)[:, None, None])
 
 
 @pytest.mark.parametrize("name, aggregation, cut, init", CELLS)
 def test_one_segment_is_the_base_model(name, aggregation, cut, init):
+    "Eq. 5 with nothing in the cache."
     if cut == "logarithmic":                                       # one segment at a power of two: the paper's trap
         assert close(read(name, aggregation, cut, init, T=16), read(name, "none", T=16))
     else:
@@ -70,6 +75,7 @@ def test_one_segment_is_the_base_model(name, aggregation, cut, init):
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("init", INITS)
 def test_soup_is_grm_for_matrices_only(name, cut, init):
+    "Eq. 15 against Eq. 9, and for SWLA Eq. 29."
     same = close(read(name, "soup", cut, init), read(name, "grm", cut, init))
     assert same == (name not in DEEP)
 
@@ -78,19 +84,21 @@ def test_soup_is_grm_for_matrices_only(name, cut, init):
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("softmax", ["chosen", "all"])
 def test_ssc_that_reads_everything_is_grm(name, cut, softmax):
+    "Eq. 17 against Eq. 9."
     assert close(read(name, "ssc", cut, top_k=9, softmax=softmax), read(name, "grm", cut))
     assert not close(read(name, "ssc", cut, top_k=1, softmax=softmax, segments=[2, 5, 5, 7] if cut == "list" else None),
                      read(name, "grm", cut, segments=[2, 5, 5, 7] if cut == "list" else None))
 
 
 def test_segments_of_one_token_are_attention_with_u_over_keys():
-    "Sec. 4.1 with a matrix memory: the gates are softmax(u_t . k_i), the answers v_i (k_i . q_t)."
+    "Eq. 19 with a matrix in place of the vector: the gates are softmax(u_t . k_i), the answers v_i (k_i . q_t)."
     q, k, v, u = qkvu()
     attention = torch.einsum("bthd,bjhd->bhtj", u, k).masked_fill(~torch.ones(19, 19, dtype=bool).tril(), -torch.inf).softmax(-1)
     assert close(mc.memory_caching(q, k, v, u, LINEAR, segments=1), weighted(q, k, v, attention))
 
 
 def test_grm_against_gates_computed_by_hand():
+    "Eq. 9-10."
     q, k, v, u = (a[:1, :10, :1] for a in qkvu())
     cut, gates = Segments.constant(10, 4), torch.zeros(10, 10, dtype=torch.float64)
     for t in range(10):
@@ -136,6 +144,7 @@ def test_a_fenwick_token_reads_the_groups_before_it(name):
 
 
 def test_swla_without_its_window_is_gated_linear_attention():
+    "Eq. 26-27 with c = 1."
     q, k, v, u = qkvu()
     alpha, lam = torch.rand(2, 19, H, dtype=torch.float64), torch.rand(2, 19, H, dtype=torch.float64)
     gated = lambda **c: mc.memory_caching(q, k, v, u, mc.SWLAMemory(), aggregation="none", coefficients=c)
@@ -169,6 +178,7 @@ def deep(k, v, name):
 
 @pytest.mark.parametrize("name", DEEP)
 def test_inner_gradients_are_those_of_the_inner_loss(name):
+    "The gradients in Eq. 30 and 35."
     (w1, w2), k, v = weights(), randn(1, H, D), randn(1, H, D, seed=1)
     memory = {"dla": mc.DLAMemory, "titans": mc.TitansMemory}[name](w1, w2)
     one = torch.ones(1, H, dtype=torch.float64)
@@ -180,6 +190,7 @@ def test_inner_gradients_are_those_of_the_inner_loss(name):
 
 
 def test_titans_descends_and_the_printed_signs_climb():
+    "Eq. 34-35."
     (w1, w2), k, v = weights(), randn(1, H, D), randn(1, H, D, seed=1)
     one = torch.ones(1, H, dtype=torch.float64)
     gaps = {}
@@ -202,6 +213,7 @@ def test_one_chunk_of_gradients_from_zero_is_linear_attention():
 
 
 def test_a_softmax_over_all_keeps_the_gates_of_grm():
+    "Eq. 16-17."
     x, rates = tokens(19)
     gates = {}
     for aggregation, softmax in (("grm", "all"), ("ssc", "all"), ("ssc", "chosen")):

@@ -11,6 +11,7 @@ LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 63]
 
 @pytest.mark.parametrize("name, aggregation, cut, init", CELLS)
 def test_parallel_equals_sequential(name, aggregation, cut, init):
+    "Eq. 4-5 in both forms."
     for chunk in (1, 4, 16) if name in DEEP else (16,):
         for T in LENGTHS if chunk == 4 or name not in DEEP else (C + 1, 2 * C + 3):
             rules, segments = rules_of(aggregation, cut, init, chunk_size=chunk), segments_of(cut, T)
@@ -36,6 +37,7 @@ def test_options_are_the_same_in_both_forms(name, aggregation, cut, change):
 
 @pytest.mark.parametrize("name, aggregation, cut, init", [cell for cell in CELLS if cell[2] in ("constant", "fenwick")])
 def test_token_by_token_equals_all_at_once(name, aggregation, cut, init):
+    "Eq. 4-5, streamed."
     rules, (x, rates), cache, rows = rules_of(aggregation, cut, init, chunk_size=3), tokens(19), None, []
     with torch.no_grad():
         whole = call("parallel", name, rules, C, x, rates)

@@ -29,6 +29,7 @@ def run(cell, x, rates, cache=None):
 @some
 @given(cells, st.integers(2, 24), st.data())
 def test_no_token_sees_the_future(cell, T, data):
+    "Eq. 5."
     t, (x, rates), (other, others) = data.draw(st.integers(1, T - 1)), drawn(T, 0), drawn(T, 1)
     moved, changed = torch.cat([x[:, :, :t], other[:, :, t:]], 2), torch.cat([rates[:, :, :t], others[:, :, t:]], 2)
     before, after = run(cell, x, rates).y, run(cell, moved, changed).y
@@ -39,6 +40,7 @@ def test_no_token_sees_the_future(cell, T, data):
 @some
 @given(cells, st.integers(2, 24), st.data())
 def test_a_sequence_can_be_split_anywhere(cell, T, data):
+    "Eq. 4-5 across calls."
     t, (x, rates) = data.draw(st.integers(1, T - 1)), drawn(T, 0)
     head = run(cell, x[:, :, :t], rates[:, :, :t])
     tail = run(cell, x[:, :, t:], rates[:, :, t:], head.cache)

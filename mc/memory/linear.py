@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .recall import Piece, recall_matrices
 
-# %% ../../nbs/11_linear_memory.ipynb #6c68ba8b
+# %% ../../nbs/11_linear_memory.ipynb #6c6ebd4d
 State = dict[str, Tensor]
 
 
@@ -24,7 +24,7 @@ def outer(v: Tensor, k: Tensor) -> Tensor:
 
 class LinearMemory:
     """A matrix memory: `M_t = M_{t-1} + v_t k_tᵀ`, read as `M_t q_t` (Eq. 2 without φ
-    and Z; Eq. 12).
+    and Z; Eq. 12): one step down the loss `-<M(k), v>` of Eq. 3.
 
     A state is `{"m": (..., D_v, D_k)}`; the leading axes are whatever the caller batches
     over.

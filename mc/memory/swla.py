@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .linear import LinearMemory, State, outer
 
-# %% ../../nbs/31_swla.ipynb #faec9f2f
+# %% ../../nbs/31_swla.ipynb #e702da12
 class SWLAMemory(LinearMemory):
-    """Sliding-window linear attention with a window of two tokens (Eq. 28):
+    """Sliding-window linear attention with a window of two tokens (Eq. 26-28,
+    gated Eq. 29):
     `M_t = α_t M_{t-1} + β_t v_{t-1} k_{t-1}ᵀ + λ_t v_t k_tᵀ`, read as `M_t q_t`.
 
     A state is `{"m": (..., D_v, D_k), "k": (..., D_k), "v": (..., D_v)}`: the matrix, which

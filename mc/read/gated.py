@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/22_gated.ipynb #e1da707a
+# %% ../../nbs/22_gated.ipynb #a8ec4906
 def scores(u: Tensor, pools: Tensor, gate_scale: float = 1.0) -> Tensor:
     """Router scores of one token, Eq. 10: `u` (B, H, D) against `pools` (B, N+1, H, D),
     giving (B, H, N+1).
@@ -20,7 +20,7 @@ def scores(u: Tensor, pools: Tensor, gate_scale: float = 1.0) -> Tensor:
 
 
 def gated(memory, states: State, online: State, q: Tensor, gates: Tensor) -> Tensor:
-    """Eq. 9 for one token: the reads of all memories, weighted by `gates` (B, H, N+1),
+    """Eq. 9 for one token, already written (Eq. 8): the reads of all memories, weighted by `gates` (B, H, N+1),
     the online memory last.
 
     `states`: leaves (B, N, H, ...); `online`: leaves (B, H, ...); `q` (B, H, D_k). Returns

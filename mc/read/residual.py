@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/21_residual.ipynb #05c92045
+# %% ../../nbs/21_residual.ipynb #f3eada3c
 def residual(memory, states: State, online: State, q: Tensor) -> Tensor:
-    """Eq. 7 for one token: the online read plus the read of every cached memory.
+    """Eq. 7 for one token, already written (Eq. 6): the online read plus the read of every
+    cached memory. For matrices one read of their sum (Eq. 13).
 
     `states`: leaves (B, N, H, ...); `online`: leaves (B, H, ...); `q` (B, H, D_k). Returns
     (B, H, D_v).

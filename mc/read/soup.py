@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/24_soup.ipynb #a97614c4
+# %% ../../nbs/24_soup.ipynb #5873cd04
 def mix(states: State, weights: Tensor) -> State:
     """`θ* = Σ_i γ_i θ_i`, for every tensor of a state (Eq. 15).
 
@@ -25,8 +25,8 @@ def mix(states: State, weights: Tensor) -> State:
 
 
 def soup(memory, states: State, online: State, q: Tensor, gates: Tensor) -> Tensor:
-    """Eq. 15 for one token: the read of one memory, whose parameters are those of all
-    memories, mixed by `gates` (B, H, N+1), the online memory last.
+    """Eq. 15 for one token, already written (Eq. 14): the read of one memory, whose
+    parameters are those of all memories, mixed by `gates` (B, H, N+1), the online memory last.
 
     `states`: leaves (B, N, H, ...), which name the parameters; `online`: leaves (B, H,
     ...), which may hold more; `q` (B, H, D_k). Returns (B, H, D_v).
