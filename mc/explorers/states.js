@@ -4,14 +4,16 @@
 // The sequence as all memories have seen it, with every question that the panels ask of its states.
 function readStates(data) {
   const v = readSequence(data), { memories: N, heads, asks } = v, A = asks.length;
-  const sizes = (part) => heads.length * N * part.shape[0] * part.shape[1];
   const variants = data.variants.map((variant) => {
     const [norm, change, closeness, nearest] = ["norm", "change", "closeness", "nearest"].map((name) => unpack(variant[name]));
     const parts = variant.parts.map((part) => {
       const values = unpack(part.values), singular = unpack(part.singular), size = part.shape[0] * part.shape[1];
-      if (values.length !== sizes(part)) throw new Error(`${part.name} holds ${values.length} numbers, expected ${sizes(part)}.`);
+      if (values.length !== heads.length * N * size) throw new Error(`${part.name} holds ${values.length} numbers, expected ${heads.length} × ${N} × ${size}.`);
       const state = (head, i) => values.subarray((head * N + i) * size, (head * N + i + 1) * size);
-      const step = (head, i) => (i ? state(head, i).map((x, j) => x - state(head, i - 1)[j]) : state(head, i));
+      const step = (head, i) => {
+        const before = i ? state(head, i - 1) : [];
+        return state(head, i).map((x, j) => x - (before[j] ?? 0));
+      };
       const rank = singular.length / (heads.length * N);
       const spectrum = (head, i) => singular.subarray((head * N + i) * rank, (head * N + i + 1) * rank);
       const matrix = (now, i) => (now.change ? step : state)(now.head, i);
@@ -33,7 +35,8 @@ function readStates(data) {
 // Whether memory i of a variant was written with what stands in segment s.
 const holds = (variant, i, s) => s !== null && (variant.init === "checkpoint" ? i >= s : i === s);
 const signed = (x) => (x < 0 ? "−" : "") + short(Math.abs(x));
-const figure = (x) => (x < 0 ? "−" : "") + (Math.abs(x) >= 100 ? Math.abs(x).toFixed(0) : Math.abs(x).toPrecision(3));
+const digits = (size) => (size >= 100 ? size.toFixed(0) : size >= 0.01 ? size.toPrecision(3) : size.toFixed(4));
+const figure = (x) => (x < 0 ? "−" : "") + digits(Math.abs(x));
 
 // The value with full colour: 1 in 200 numbers of the row is larger.
 function scaleOf(v, part, now) {
@@ -46,7 +49,7 @@ function scaleOf(v, part, now) {
 // Middle tones on whatever paper is beneath, so that light and dark need no other colours.
 function paint(canvas, part, values, scale) {
   const [rows, columns] = part.shape, image = new ImageData(columns, rows);
-  values.forEach((x, i) => image.data.set([...(x < 0 ? [206, 58, 92] : [22, 110, 205]), 255 * Math.min(Math.abs(x) / scale, 1)], 4 * i));
+  values.forEach((x, i) => image.data.set([...(x < 0 ? [209, 60, 92] : [30, 118, 213]), 255 * Math.min(Math.abs(x) / scale, 1)], 4 * i));
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
@@ -72,7 +75,7 @@ function question(v) {
     if (v.askOf(t) === undefined) return ["Nothing to ask here: pick a key, a value or a question."];
     const pair = v.truePair(t).flatMap((i) => [" → ", word(v.tokens[i])]).slice(1), home = v.trueSegment(t) + 1;
     const lead = v.roles[t] === "query" ? ["Asked with the question ", word(v.tokens[t]), `, token ${t + 1}: `] : ["Asked with the stored key: "];
-    return [...lead, h("b", { class: "truth" }, "◆ ", ...pair), ` was written in segment ${home}. Who still knows?`];
+    return [...lead, h("b", { class: "truth" }, "◆ ", ...pair), ` was written in segment ${home}. Which memory knows the value?`];
   };
   return { el, draw: (now) => el.replaceChildren(...tell(now.token)) };
 }
@@ -125,12 +128,12 @@ const INITS = { independent: "each memory starts empty", checkpoint: "each memor
 function shelf(v, variant, { look, hold }) {
   const cells = range(v.N, (i) => memoryCell(v, variant, i)), scale = scaleBar(v, variant);
   const list = h("div", { class: "shelf", role: "listbox", "aria-label": `cached memories, ${variant.name}`, "aria-orientation": "horizontal", style: `--memories:${Math.min(v.N, 16)}` }, ...cells.map((cell) => cell.el));
-  const note = INITS[variant.init] === undefined || variant.init === undefined ? "" : INITS[variant.init];
-  const el = h("div", { class: "variant" }, h("div", { class: "caption" }, h("b", {}, variant.name), h("span", { class: "how" }, note), scale.el), list);
+  const el = h("div", { class: "variant" }, h("div", { class: "caption" }, h("b", {}, variant.name), h("span", { class: "how" }, INITS[variant.init]), scale.el), list);
   const at = (event) => event.target.closest("[data-memory]");
   let held = 0, painted = "";
   const go = (i) => { hold(clamp(i, v.N - 1)); cells[held].el.focus(); };
-  list.addEventListener("pointerover", (event) => { if (event.pointerType !== "touch" && at(event)) look(+at(event).dataset.memory); });
+  // Only a pointer that moved is pointing: keys scroll the page under a resting one.
+  list.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch" && at(event) && (event.movementX || event.movementY)) look(+at(event).dataset.memory); });
   list.addEventListener("pointerleave", () => look(null));
   list.addEventListener("click", (event) => { if (at(event)) go(+at(event).dataset.memory); });
   onKeys(list, { ArrowLeft: () => go(held - 1), ArrowRight: () => go(held + 1), Home: () => go(0), End: () => go(v.N - 1) });
@@ -151,7 +154,9 @@ function largePart(v, variant, p, { point }) {
   const box = h("div", { class: "map", tabindex: 0, role: "img", "data-part": p }, map, mark), read = h("p", { class: "reading" });
   const bars = h("div", { class: "bars", role: "img" });
   const top = Math.max(...range(v.heads.length * v.N, (j) => part.spectrum(Math.floor(j / v.N), j % v.N)[0])) || 1;
-  const el = h("div", { class: "part" }, h("p", { class: "how" }, `${part.name} · rows: ${part.rows}, columns: ${part.columns}`), box, read, bars);
+  const spectrumText = h("p", { class: "how" });
+  const el = h("div", { class: "part" }, h("p", { class: "how" }, `${part.name} · rows: ${part.rows}, columns: ${part.columns}`), box,
+    h("div", { class: "side" }, read, bars, spectrumText));
   let cell = [0, 0];
   const move = (row, column) => () => point(p, [clamp(cell[0] + row, rows - 1), clamp(cell[1] + column, columns - 1)]);
   box.addEventListener("pointermove", (event) => {
@@ -172,11 +177,11 @@ function largePart(v, variant, p, { point }) {
     const value = values[cell[0] * columns + cell[1]];
     read.replaceChildren(...(mark.hidden ? ["point at the map to read its numbers"] : [`${part.rows} ${cell[0] + 1}, ${part.columns} ${cell[1] + 1}: `, h("b", { "data-number": value.toFixed(5) }, figure(value))]));
     bars.replaceChildren(...spectrum.map((x) => h("i", { style: `height:${Math.max(100 * x / top, 2)}%`, title: figure(x) })));
+    setText(spectrumText, `singular values: ${figure(spectrum[0])} to ${figure(spectrum[spectrum.length - 1])}`);
     bars.ariaLabel = `singular values ${spectrum.map(figure).join(", ")}`;
     bars.dataset.values = spectrum.map((x) => x.toFixed(5)).join(" ");
   };
-  const spectrumText = (now) => { const s = part.spectrum(now.head, now.memory); return `${part.name} ${figure(s[0])} to ${figure(s[s.length - 1])}`; };
-  return { el, draw, spectrumText };
+  return { el, draw };
 }
 
 function large(v, variant, acts) {
@@ -189,13 +194,17 @@ function large(v, variant, acts) {
     parts.forEach((part) => part.draw(now));
     Object.assign(facts.dataset, { norm: norm.toFixed(5), change: change.toFixed(5) });
     const since = i ? `from memory ${i}` : "from the start";
-    facts.replaceChildren(`singular values: ${parts.map((part) => part.spectrumText(now)).join("; ")}`, h("br"),
-      "norm ", h("b", {}, figure(norm)), `, change ${since} `, h("b", {}, figure(change)));
+    facts.replaceChildren("norm ", h("b", {}, figure(norm)), `, change ${since} `, h("b", {}, figure(change)));
   };
   return { el, draw };
 }
 
+// For a screen reader: the number under the mark, or who knows the value.
 function told(v, now) {
+  if (now.cell) {
+    const { part: p, at: [row, column] } = now.cell, number = ({ parts: { [p]: part } }) => figure(part.matrix(now, now.memory)[row * part.shape[1] + column]);
+    return `Row ${row + 1}, column ${column + 1}. ${v.variants.map((variant) => `${variant.name} ${number(variant)}.`).join(" ")}`;
+  }
   const ask = v.askOf(now.token), where = `Token ${now.token + 1}, ${v.roles[now.token]} ${visible(v.tokens[now.token])}. `;
   if (ask === undefined) return `${where}Nothing to ask.`;
   const best = (variant) => {
@@ -222,7 +231,7 @@ function explorer(model, root) {
     setClass(root, "mc-explorer", "mc-states", seen.token !== undefined && "previewing");
     panels.forEach((panel) => panel.draw(now));
     strips.draw(now.token, held.token);
-    spoken.say(told(v, held));
+    spoken.say(told(v, { ...held, cell: seen.cell }));
   };
   const set = (change) => { held = { ...held, ...change }; seen = {}; draw(); };
   const keep = (trait) => (i) => { set({ [trait]: i }); model.set(trait, i); model.save_changes(); };
@@ -236,8 +245,8 @@ function explorer(model, root) {
   const larges = v.variants.map((variant) => large(v, variant, { point }));
   const panels = [buttons, asked, ...shelves, ...larges];
   const how = "Point at a token to ask every memory for its value, click to hold it; n and p jump between questions. Point at a memory to see it large.";
-  const legend = h("p", { class: "how" }, "Below each memory: how close its answer is to the true value (1: the same direction, 0: none of it), and the value it points at, ✓ where right.");
-  root.replaceChildren(heading(v.title, how), strips.el, buttons.el, asked.el, ...shelves.map((panel) => panel.el), legend,
+  const legend = h("p", { class: "how" }, "Under each memory: how close its answer is to the true value (1: the same direction, 0: nothing of it), then the value that it points at. Orange: the pair was written into it.");
+  root.replaceChildren(heading(v.title, how), strips.el, buttons.el, asked.el, legend, ...shelves.map((panel) => panel.el),
     h("div", { class: "larges" }, ...larges.map((panel) => panel.el)), spoken.el);
   draw();
   const follow = (trait, count) => (i) => { if (i !== held[trait] && Number.isInteger(i) && i >= 0 && i < count) set({ [trait]: i }); };

@@ -66,7 +66,7 @@ def hear(model: LanguageModel, tokens: Tensor, layer: int = 0) -> Heard:
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     return Heard(q, k, v, said["memory"], traces[layer].cache)
 
-# %% ../../nbs/93_states.ipynb #d488d8b0
+# %% ../../nbs/93_states.ipynb #796479c1
 def pairs(roles: list[str], source: list[int | None]) -> dict[int, int]:
     """For each token that asks, a value (with its stored key) or a question (with its
     own q), the position of the value in its pair.
@@ -77,8 +77,8 @@ def pairs(roles: list[str], source: list[int | None]) -> dict[int, int]:
 
 def ask(heard: Heard, asks: dict[int, int]) -> tuple[Tensor, Tensor]:
     """Put the tokens of `asks` to every cached memory. Returns the cosine of each answer
-    with the true value and the position of the value it is nearest to, up to its sign:
-    both (B, H, N, A).
+    with the true value and the position of the value it is nearest to (a question's up to
+    the sign): both (B, H, N, A).
     """
     tokens, true = list(asks), list(asks.values())
     own = torch.tensor([t == s for t, s in asks.items()])
@@ -88,13 +88,14 @@ def ask(heard: Heard, asks: dict[int, int]) -> tuple[Tensor, Tensor]:
     cosines = F.normalize(heard.answers(asked), dim=-1) @ directions[:, :, None]
     mine = torch.tensor([places.index(s) for s in true]).expand(cosines.shape[:-1])
     closeness = cosines.gather(-1, mine[..., None])[..., 0]
-    return closeness, torch.tensor(places)[cosines.abs().argmax(-1)]
+    ranked = torch.where(own[:, None], cosines, cosines.abs())
+    return closeness, torch.tensor(places)[ranked.argmax(-1)]
 
-# %% ../../nbs/93_states.ipynb #57251eef
+# %% ../../nbs/93_states.ipynb #1cdcda0c
 LAYERS = {  # of a state: its name in the page, its rows and its columns
     "m": ("M", "value", "key"),
-    "w2": ("W2", "hidden unit", "key"),
-    "w1": ("W1, transposed", "hidden unit", "value"),
+    "w2": ("W2", "hidden", "key"),
+    "w1": ("W1ᵀ", "hidden", "value"),
 }
 
 
