@@ -178,7 +178,7 @@ def test_it_fits_a_phone_and_the_dark(explorer, page):
     assert sum(map(int, ink[ink.index("(") + 1 : -1].split(",")[:3])) > 600
 
 
-def test_a_long_sequence_of_any_words_answers_in_time(page, tmp_path):
+def test_a_long_sequence_of_any_words_answers_in_time(page, site, tmp_path):
     "512 tokens, 32 memories, a running segment, and tokens that are no numbers."
     batch = MQAR(vocab_size=256, length=520, pairs=100).sample(1, torch.Generator().manual_seed(0))
     widget = explore_states({init: caching(init) for init in INITS}, batch)
@@ -186,7 +186,8 @@ def test_a_long_sequence_of_any_words_answers_in_time(page, tmp_path):
     data["tokens"] = ["</script><b>", 'a"b', "שלום", "🙂", *data["tokens"][4:]]
     widget.data = data
     widget.save_html(tmp_path / "states.html")
-    page.goto(f"file://{tmp_path}/states.html")
+    page.route(f"{site}states.html", lambda route: route.fulfill(path=tmp_path / "states.html"))
+    page.goto(f"{site}states.html")
     root = page.locator(".mc-states")
     root.wait_for(timeout=20_000)
     assert root.locator(".shelf").first.locator(".memory").count() == 32 == data["memories"]
