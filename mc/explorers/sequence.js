@@ -51,7 +51,7 @@ function tokenBox(v, t, letters) {
   const el = h("span", { "data-index": t, role: "option", dir: "auto", "aria-label": `token ${t + 1}: ${text}, ${v.roles[t]}` }, text);
   const long = [...text].length > letters && "long";
   const draw = (shown, held, pair) => {
-    setClass(el, "token", v.roles[t], long, t > shown && "later", pair.includes(t) && "pair", t === shown && "shown");
+    setClass(el, "token", v.roles[t], long, v.phase(v.segmentOf[t], shown) !== "closed" && t > shown && "later", pair.includes(t) && "pair", t === shown && "shown");
     if (el.ariaSelected === String(t === held)) return;
     el.ariaSelected = String(t === held);
     el.tabIndex = t === held ? 0 : -1;
