@@ -46,6 +46,7 @@ function variantRow(v, w, i, view) {
     el.tabIndex = variant === i ? 0 : -1;
     setClass(verdict, "said", right && "right");
     verdict.replaceChildren(...(best ? [v.target[t] == null ? "→ " : right ? "✓ " : "✗ ", word(best[0])] : ["–"]));
+    length.hidden = p == null;
     length.style.width = percent(p ?? 0);
     setText(sure, p == null ? "" : p.toFixed(2));
     cells.forEach((cell, slot) => {
