@@ -25,6 +25,22 @@ def test_the_package_works_without_the_book():
     assert result.returncode == 2 and "pip install 'mc[bench]'" in result.stderr and "Traceback" not in result.stderr
 
 
+EXPLORE = """
+import sys
+sys.modules["anywidget"] = {blocked}
+import torch, mc
+model = mc.LanguageModel(mc.LMConfig(16, 1, mc.MCConfig(8, 2, segment_size=4)))
+print(len(mc.explore(model, torch.arange(10), title="ten").data["tokens"]))
+"""
+
+
+def test_explore_needs_an_extra_and_says_which():
+    run = lambda code: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    missing = run(EXPLORE.format(blocked=None))
+    assert missing.returncode == 1 and "ImportError" in missing.stderr and "pip install 'mc[book]'" in missing.stderr
+    assert run(EXPLORE.replace('sys.modules["anywidget"] = {blocked}', "")).stdout == "10\n"
+
+
 def test_the_wheel_holds_the_package_and_its_explorers(tmp_path):
     source = tmp_path / "source"                                   # what an earlier build left in the checkout must not help
     shutil.copytree(ROOT / "mc", source / "mc", ignore=shutil.ignore_patterns("__pycache__"))

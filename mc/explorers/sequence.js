@@ -11,13 +11,14 @@ function readSequence(data) {
   const trueSegment = (t) => (source[t] == null ? null : segmentOf[source[t]]);
   const truePair = (t) => (source[t] == null ? [] : [source[t] - 1, source[t]].filter((i) => i >= 0));
   const position = (t) => t - starts[segmentOf[t]] + 1;
+  const cached = (t) => segmentOf[t]; // memories, not tokens; an explorer that knows better replaces it
   const phase = (s, t) => (s < segmentOf[t] ? "closed" : s > segmentOf[t] ? "future" : "running");
-  return { ...data, T, starts, segmentOf, queries, trueSegment, truePair, position, phase };
+  return { ...data, T, starts, segmentOf, queries, trueSegment, truePair, position, cached, phase };
 }
 
 function timeText(v, t) {
   const s = v.segmentOf[t];
-  return `segment ${s + 1} is running (${v.position(t)} of ${plural(v.lengths[s], "token")}); ${plural(s, "state")} in the cache`;
+  return `segment ${s + 1} is running (${v.position(t)} of ${plural(v.lengths[s], "token")}); ${plural(v.cached(t), "state")} in the cache`;
 }
 
 function timeBar(v, { hold, jump }) {
@@ -36,7 +37,7 @@ function timeBar(v, { hold, jump }) {
     previous.setAttribute("aria-disabled", !v.queries.some((q) => q < t));
     next.setAttribute("aria-disabled", !v.queries.some((q) => q > t));
   };
-  return { el: h("div", { class: "time" }, h("div", { class: "controls" }, h("label", {}, "time", slider), previous, next), status), draw };
+  return { el: h("div", { class: "time" }, h("div", { class: "controls" }, h("label", {}, "time", slider), ...(v.queries.length ? [previous, next] : [])), status), draw };
 }
 
 function tokenSize(v) {
@@ -69,7 +70,7 @@ function segmentBox(v, s, { letters, columns }) {
   const draw = (t, held, pair) => {
     const phase = v.phase(s, t), truth = v.trueSegment(t) === s;
     setClass(el, "segment", phase, truth && "true");
-    const state = { closed: "cached", running: `running ${v.position(t)}/${v.lengths[s]}`, future: "" }[phase];
+    const state = { closed: v.cached(t) ? "cached" : "", running: `running ${v.position(t)}/${v.lengths[s]}`, future: "" }[phase];
     setText(remark, tight ? (truth ? "◆" : "") : truth ? "◆ true pair" : state);
     tokens.forEach((token) => token.draw(t, held, pair));
   };
@@ -78,7 +79,8 @@ function segmentBox(v, s, { letters, columns }) {
 
 function legend(v) {
   const entry = (role) => h("span", { class: "entry" }, h("span", { class: `token ${role}` }, "12"), role);
-  return h("div", { class: "legend" }, ...[...new Set(v.roles)].map(entry), h("span", { class: "entry truth" }, "◆ true pair"));
+  const truth = v.source.some((i) => i != null) ? [h("span", { class: "entry truth" }, "◆ true pair")] : [];
+  return h("div", { class: "legend" }, ...[...new Set(v.roles)].map(entry), ...truth);
 }
 
 function strip(v, { preview, hold, walk }) {
@@ -103,7 +105,7 @@ function strip(v, { preview, hold, walk }) {
   list.addEventListener("click", (event) => { if (at(event)) thenFocus(hold, +at(event).dataset.index)(); });
   onKeys(list, Object.fromEntries(Object.entries(walk).map(([key, move]) => [key, thenFocus(move)])));
   const draw = (t, held) => { const pair = v.truePair(t); boxes.forEach((box) => box.draw(t, held, pair)); };
-  const light = (s) => boxes.forEach((box, i) => box.el.classList.toggle("lit", i === s));
+  const light = (first, last = first) => boxes.forEach((box, i) => box.el.classList.toggle("lit", first !== null && i >= first && i <= last));
   return { el: h("div", { class: "sequence" }, legend(v), list), draw, light };
 }
 

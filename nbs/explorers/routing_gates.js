@@ -1,0 +1,152 @@
+// The gates of one model: what can be asked of them, and the grid that shows them at one token.
+// A slot is a memory: the cached ones in the order in which they were closed, the online memory last.
+
+// Packed by numpy: eight to a byte, the first in the lowest bit.
+function unpackBits(base64) {
+  const bytes = atob(base64);
+  return (i) => (bytes.charCodeAt(i >> 3) >> (i & 7)) & 1;
+}
+
+// Of a sparse model only the chosen gates are stored, the others are zero.
+function spread(stored, bits, length) {
+  if (!bits) return stored;
+  let i = 0;
+  return Float32Array.from({ length }, (_, at) => (bits(at) ? stored[i++] : 0));
+}
+
+function readVariant(v, data) {
+  const { layers, heads, memories } = data, { T, segmentOf, source, target } = v, online = memories.length;
+  const spans = [...memories, [0, T, 0, T]]; // first token and one past the last: of the memory, then of its readers
+  let count = 0;
+  const offsets = spans.map(([, , from, until]) => { count += until - from; return count - until; });
+  const bits = data.chosen && unpackBits(data.chosen), values = data.gates && spread(unpack(data.gates), bits, count * layers * heads);
+  if (values && values.length !== count * layers * heads)
+    throw new Error(`the gates of ${data.name} are ${values.length} numbers, expected ${count} × ${layers} × ${heads}.`);
+  const index = (layer, t, head, slot) => ((offsets[slot] + t) * layers + layer) * heads + head;
+  const sees = (t, slot) => t >= spans[slot][2] && t < spans[slot][3];
+  const gate = (...at) => (!sees(at[1], at[3]) ? 0 : values ? values[index(...at)] : 1);
+  const chosen = (...at) => sees(at[1], at[3]) && (!bits || bits(index(...at)) === 1);
+  // Over the heads of a layer; with layer null, over those of all layers.
+  const mean = (layer, t, slot) => {
+    const from = layer === null ? 0 : Math.min(layer, layers - 1), until = layer === null ? layers : from + 1;
+    let sum = 0;
+    for (let l = from; l < until; l++) for (let head = 0; head < heads; head++) sum += gate(l, t, head, slot);
+    return sum / (until - from) / heads;
+  };
+  const cached = (t) => memories.filter((_, slot) => sees(t, slot)).length;
+  const trueSlot = (t) => {
+    if (source[t] == null) return null;
+    const slot = memories.findIndex(([first, end], i) => sees(t, i) && source[t] >= first && source[t] < end);
+    return slot < 0 ? online : slot;
+  };
+  const trueMass = (t) => mean(null, t, trueSlot(t));
+  const segments = (slot) => [segmentOf[spans[slot][0]], segmentOf[spans[slot][1] - 1]];
+  const number = (slot) => [...new Set(segments(slot))].map((s) => s + 1).join("–");
+  const slotName = (slot) => (slot === online ? "online memory" : `segment${number(slot).includes("–") ? "s" : ""} ${number(slot)}`);
+  const isRight = (t) => target[t] != null && data.answers[t]?.[0]?.[0] === target[t];
+  const slots = online + 1, grouped = memories.some((_, slot) => number(slot).includes("–"));
+  return { ...data, gated: Boolean(values), sparse: Boolean(bits), grouped, online, slots, spans, gate, chosen, mean, sees, cached,
+    trueSlot, trueMass, segments, number, slotName, isRight };
+}
+
+// What the grid cannot say by itself.
+function remark(w) {
+  if (w.kind === "none") return "No caching: one online memory holds the whole past, so there is nothing to choose.";
+  const later = w.init === "checkpoint" ? " Each state is a checkpoint: it holds all tokens up to the end of its segment, so later states hold the true pair too." : "";
+  return ({ residual: "Residual: every cached memory is read with weight one, so there is nothing to choose.",
+    soup: "Soup: the gates mix the cached memories into one memory, which is then read.",
+    ssc: `Sparse: each head reads the ${w.top_k} cached memories that it scores highest, outlined here; the others stay shut.` }[w.kind] ?? "") + later;
+}
+
+function shelfSlot(v, w, slot) {
+  const isOnline = slot === w.online;
+  const fill = h("span", { class: "fill" }), number = h("span", { class: "number" }, w.number(slot));
+  const el = h("div", { role: "columnheader", tabindex: isOnline ? 0 : -1, "data-slot": slot }, fill, number);
+  const draw = (t) => {
+    const s = v.segmentOf[t], phase = isOnline ? "online" : w.sees(t, slot) ? "closed" : t < w.spans[slot][2] ? "future" : "merged";
+    setClass(el, "slot", phase);
+    if (isOnline) setText(number, `${s + 1}`);
+    fill.style.height = { online: percent(v.position(t) / v.lengths[s]), closed: "100%" }[phase] ?? "0";
+    const what = { online: `segment ${s + 1} is running`, closed: "state in the cache", merged: "merged into a larger group" }[phase] ?? "empty";
+    el.setAttribute("aria-label", `${w.slotName(slot)}: ${what}${w.trueSlot(t) === slot ? ", holds the true pair" : ""}`);
+  };
+  return { el, draw };
+}
+
+function headRow(v, w, layer, head) {
+  const cells = range(w.slots, (slot) => h("div", { role: "cell", "data-layer": layer, "data-head": head, "data-slot": slot }));
+  const mass = h("div", { class: "mass", role: "cell" });
+  const name = h("div", { class: "name", role: "rowheader", "aria-label": `layer ${layer + 1}, head ${head + 1}` }, `head ${head + 1}`);
+  const draw = (t) => {
+    const values = cells.map((_, slot) => w.gate(layer, t, head, slot));
+    const top = values.indexOf(Math.max(...values)), truth = w.trueSlot(t);
+    cells.forEach((cell, slot) => {
+      const shut = !w.chosen(layer, t, head, slot);
+      const picked = w.sparse && slot !== w.online && !shut;
+      setClass(cell, "gate", slot === w.online && "online", shut && "shut", shut && w.sees(t, slot) && "passed", picked && "chosen", slot === top && "top");
+      cell.dataset.value = values[slot].toFixed(5);
+      cell.style.setProperty("--gate", cell.dataset.value);
+      setText(cell, shut ? "" : short(values[slot]));
+    });
+    setText(mass, truth !== null ? percent(values[truth]) : v.asks ? "–" : "");
+  };
+  return { el: h("div", { class: "line", role: "row" }, name, ...cells, mass), draw };
+}
+
+function layerRows(v, w, layer) {
+  const rows = range(w.heads, (head) => headRow(v, w, layer, head));
+  const [name, text] = w.heads > 2 ? ["layer", `layer ${layer + 1}`] : ["layer upright", `L${layer + 1}`];
+  rows[0].el.prepend(h("div", { class: name, "aria-hidden": true, style: `grid-row: span ${w.heads}` }, text));
+  return rows;
+}
+
+function gateGrid(v, w, shelf, rows) {
+  const states = h("span", { class: "states" });
+  const frame = h("div", { "aria-hidden": true });
+  const captions = [h("span", { class: "corner" }, "cache"), ...(w.online ? [states] : []),
+    h("span", { class: "online" }, "online"), h("span", { class: "mass truth" }, v.asks ? "on ◆" : "")];
+  const header = h("div", { class: "line", role: "row" }, h("div", { class: "corner", role: "columnheader", "aria-label": "head" }),
+    ...shelf.map((slot) => slot.el), h("div", { class: "mass", role: "columnheader", "aria-label": "gate mass on the segment of the true pair" }));
+  const space = () => h("div", { class: "space", role: "presentation" });
+  const body = rows.flatMap((row, i) => (i && i % w.heads === 0 ? [space(), row.el] : [row.el]));
+  const label = "gates of every head over the cached segments and the online memory";
+  const el = h("div", { class: "grid", role: "table", "aria-label": label, style: `--slots:${w.online};${w.online ? "" : "--slot-columns: "}` }, ...captions, header, ...body, frame);
+  const draw = (t) => {
+    const truth = w.trueSlot(t);
+    [...shelf, ...rows].forEach((part) => part.draw(t));
+    setText(states, `${w.cached(t)} of ${plural(w.online, "state")}`);
+    setClass(frame, "frame", truth === w.online && "online", truth === null && "none");
+    frame.style.gridColumn = `${truth + 3} / ${truth + 4}`;
+  };
+  return { el, draw };
+}
+
+function gates(v, w, { light }) {
+  const shelf = range(w.slots, (slot) => shelfSlot(v, w, slot));
+  const grid = gateGrid(v, w, shelf, range(w.layers, (layer) => layerRows(v, w, layer)).flat());
+  const reading = h("p", { class: "reading" });
+  const ramp = h("p", {}, `${v.asks ? "on ◆: gate on the true segment · " : ""}gate 0 `, h("span", { class: "ramp" }), " 1");
+  let now = 0, focused = w.online;
+  const read = ({ layer, head, slot, value }) => `layer ${+layer + 1}, head ${+head + 1} → ${w.slotName(+slot)}: ${(+value).toFixed(4)}`;
+  const largest = () => [...grid.el.querySelectorAll(".top")].reduce((a, b) => (+b.dataset.value > +a.dataset.value ? b : a));
+  const pointAt = (slot, cell) => {
+    grid.el.querySelectorAll("[data-slot]").forEach((el) => el.classList.toggle("lit", +el.dataset.slot === slot));
+    light(...(slot === null ? [null] : slot === w.online ? [v.segmentOf[now]] : w.segments(slot)));
+    setText(reading, cell ? read(cell.dataset) : slot === null ? `largest: ${read(largest().dataset)}` : shelf[slot].el.ariaLabel);
+  };
+  const focus = (slot) => {
+    shelf[focused].el.tabIndex = -1;
+    focused = clamp(slot, w.online);
+    shelf[focused].el.tabIndex = 0;
+    shelf[focused].el.focus();
+  };
+  grid.el.addEventListener("pointerover", (event) => {
+    const target = event.target.closest("[data-slot]");
+    pointAt(target && +target.dataset.slot, target?.dataset.value && target);
+  });
+  for (const leave of ["pointerleave", "focusout"]) grid.el.addEventListener(leave, () => pointAt(null));
+  grid.el.addEventListener("focusin", (event) => pointAt(+event.target.dataset.slot));
+  onKeys(grid.el, { ArrowLeft: () => focus(focused - 1), ArrowRight: () => focus(focused + 1), Home: () => focus(0), End: () => focus(w.online) });
+  const draw = (t) => { now = t; grid.draw(t); pointAt(null); };
+  return { el: h("div", {}, h("div", { class: "scroll" }, grid.el), h("div", { class: "foot" }, reading, ramp)), draw };
+}
