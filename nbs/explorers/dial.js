@@ -30,7 +30,7 @@ const SLIDERS = { // [name, symbol, smallest and largest power of two]
   num_heads: ["heads", "H", 0, 5, ""], top_k: ["SSC reads", "k", 0, 4, "memories"],
 };
 const COUNTS = {
-  operations: ["operations", "multiply-adds per token, mean over the text", 1, "", "takes fewer operations than"],
+  operations: ["operations", "multiply-adds per token", 1, "", "takes fewer operations than"],
   carried: ["carried", "bytes kept after the text, float32", BYTES, "B", "carries less than"],
   fetched: ["decode traffic", "bytes that the next token reads", BYTES, "B", "fetches less than"],
 };
@@ -55,16 +55,12 @@ function svg(tag, attrs = {}, ...children) {
   return el;
 }
 
-// From which length of text on `way` stays below attention: a length of GRID, or null where it does not.
-function cheaperFrom(count, way, s) {
-  const dearer = (T) => costs(way, s, T)[count] >= costs("attention", s, T)[count];
-  const last = GRID.findLastIndex(dearer);
-  return GRID[last + 1] ?? null;
-}
+// From which length of text on a curve over GRID stays below another; null where it does not.
+const below = (curve, other) => GRID[curve.findLastIndex((value, i) => value >= other[i]) + 1] ?? null;
 
-// A plot of 380 × 220: powers of two from left to right; [low, high] from bottom to top.
+// A plot of 320 × 206: powers of two from left to right; [low, high] from bottom to top.
 function plot(label, [from, to], ticksX, nameX) {
-  const box = { left: 46, right: 336, top: 8, bottom: 184 };
+  const box = { left: 50, right: 276, top: 6, bottom: 170 };
   const x = (value) => box.left + ((log2(value) - from) / (to - from)) * (box.right - box.left);
   const line = () => svg("path", { class: "line" }), axisY = svg("g", {}), marks = svg("g", {});
   const cursor = svg("line", { class: "cursor", y1: box.top, y2: box.bottom });
@@ -73,10 +69,10 @@ function plot(label, [from, to], ticksX, nameX) {
   const lines = { attention: line(), none: line(), way: line() };
   for (const [name, el] of Object.entries(lines)) el.classList.add(name);
   const frame = svg("rect", { class: "frame", x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top });
-  const el = svg("svg", { viewBox: "0 0 380 220", role: "img", "aria-label": label }, frame, axisY, ...axisX,
-    svg("text", { x: (box.left + box.right) / 2, y: 216, "text-anchor": "middle" }, nameX), cursor, ...Object.values(lines), marks);
+  const el = svg("svg", { viewBox: "0 0 320 206", role: "img", "aria-label": label }, frame, axisY, ...axisX,
+    svg("text", { x: (box.left + box.right) / 2, y: 202, "text-anchor": "middle" }, nameX), cursor, ...Object.values(lines), marks);
   const exponent = (event) => {
-    const area = el.getBoundingClientRect(), inside = ((event.clientX - area.left) / area.width) * 380;
+    const area = el.getBoundingClientRect(), inside = ((event.clientX - area.left) / area.width) * 320;
     return from + ((inside - box.left) / (box.right - box.left)) * (to - from);
   };
   const point = (name, px, py) => svg("circle", { class: name, cx: px.toFixed(1), cy: py.toFixed(1), r: 4 });
@@ -113,26 +109,24 @@ function countPanel(data, count, actions) {
   p.el.addEventListener("pointerleave", () => actions.preview(null));
   p.el.addEventListener("click", (event) => actions.set({ tokens: pointed(event) }));
   const of = (way, s, T) => costs(way, s, T)[count] * scale * s.num_heads;
-  const words = (way, s) => {
-    const from = cheaperFrom(count, way, s), name = nameOf(way);
+  const words = (name, from) => {
     if (from === GRID[0]) return `${name} ${less} attention at every length shown.`;
     return from ? `${name} ${less} attention from about ${whole(from)} tokens on.` : `${name} never ${less} attention up to ${whole(GRID.at(-1))} tokens.`;
   };
   const draw = (s, T) => {
     const ways = { attention: "attention", none: "none", way: s.way };
-    const curves = Object.entries(ways).map(([line, way]) => [line, GRID.map((t) => [t, of(way, s, t)])]);
+    const curves = Object.fromEntries(Object.entries(ways).map(([line, way]) => [line, GRID.map((t) => of(way, s, t))]));
+    const from = { none: below(curves.none, curves.attention), way: below(curves.way, curves.attention) };
     const found = count === "fetched" ? [] : measuredAt(data, s);
     const value = (m) => (count === "carried" ? m.bytes : m.seconds / m.tokens / pace(data));
-    const values = [...curves.flatMap(([, points]) => points.map((point) => point[1])), ...found.map(value)].map(log10);
+    const values = [...Object.values(curves).flat(), ...found.map(value)].map(log10);
     const low = Math.floor(Math.min(...values)), high = Math.ceil(Math.max(...values));
     const y = (value) => p.box.bottom - ((log10(value) - low) / (high - low)) * (p.box.bottom - p.box.top);
     const decades = range(high - low + 1, (i) => 10 ** (low + i)).filter((_, i) => high - low < 6 || i % 2 === 0);
     p.axisY.replaceChildren(...p.ticksY(decades.map((d) => [d, amount(d, unit).replace(/\.0+/, "")]), y));
-    for (const [line, points] of curves) p.lines[line].setAttribute("d", p.path(points, y));
-    const rings = ["none", s.way].flatMap((way) => {
-      const from = cheaperFrom(count, way, s);
-      return from && from > GRID[0] ? [svg("path", { class: "ring", d: `M${p.x(from)} ${y(of("attention", s, from))}m0 -7l7 7l-7 7l-7 -7z` })] : [];
-    });
+    for (const [line, curve] of Object.entries(curves)) p.lines[line].setAttribute("d", p.path(GRID.map((t, i) => [t, curve[i]]), y));
+    const rings = Object.values(from).filter((t) => t > GRID[0])
+      .map((t) => svg("path", { class: "ring", d: `M${p.x(t)} ${y(of("attention", s, t))}m0 -7l7 7l-7 7l-7 -7z` }));
     const dots = found.map((m) => p.point(`dot ${m.way === s.way ? "way" : m.way}`, p.x(m.tokens), y(value(m))));
     p.marks.replaceChildren(...Object.entries(ways).map(([line, way]) => p.point(`at ${line}`, p.x(T), y(of(way, s, T)))), ...rings, ...dots);
     p.place(T);
@@ -143,7 +137,7 @@ function countPanel(data, count, actions) {
       operations: ` ● CPU time per token, right axis: ${(1e9 * pace(data)).toPrecision(2)} ns a multiply-add, as attention takes in its longest text. A dot above its line is slower than that.`,
       carried: " ● bytes of the caches themselves.",
     };
-    setText(caption, `${words(s.way, s)} ${words("none", s)}${found.length ? told[count] ?? "" : ""}`);
+    setText(caption, `${words(nameOf(s.way), from.way)} ${words("RNN", from.none)}${found.length ? told[count] ?? "" : ""}`);
   };
   return { el: h("div", { class: "panel", "data-count": count }, h("p", { class: "title" }, h("b", {}, title), ` · ${meaning}`), p.el, caption), draw };
 }
@@ -170,7 +164,7 @@ function recallPanel(data, actions) {
     const found = here ? `C = ${s.segment_size}: ${percent(here.accuracy)} right.` : `Not measured at C = ${whole(s.segment_size)}.`;
     setText(caption, `${found} RNN ${percent(data.reference.none)}, attention ${percent(data.reference.attention)}. ${data.recall_at}`);
   };
-  return { el: h("div", { class: "panel", "data-count": "recall" }, h("p", { class: "title" }, h("b", {}, "recall"), " · share of MQAR questions answered right, GRM"), p.el, caption), draw };
+  return { el: h("div", { class: "panel", "data-count": "recall" }, h("p", { class: "title" }, h("b", {}, "recall"), " · MQAR questions answered right, GRM"), p.el, caption), draw };
 }
 
 function slider(name, actions) {
@@ -261,7 +255,7 @@ function explorer(model, root) {
   const plots = [...Object.keys(COUNTS).map((count) => countPanel(data, count, actions)), recallPanel(data, actions)];
   const panels = [...sliders, ...choices, told, numbers, ...plots];
   root.replaceChildren(heading(data.title, "Turn the sliders. Point at a plot to look at another length of text, click to keep it."),
-    h("div", { class: "sliders" }, ...sliders.map((one) => one.el)), h("div", { class: "choices" }, ...choices.map((one) => one.el), back),
+    h("div", { class: "sliders" }, ...sliders.map((one) => one.el), back), h("div", { class: "choices" }, ...choices.map((one) => one.el)),
     told.el, numbers.el, h("p", { class: "legend" }, h("span", { class: "entry" }, "◇ from here on attention costs more"), h("span", { class: "entry" }, "● measured"), h("span", { class: "entry" }, "○ the chosen setting")),
     h("div", { class: "plots" }, ...plots.map((one) => one.el)), spoken.el);
   draw();
