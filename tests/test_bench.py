@@ -9,10 +9,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
-from mc.bench import MQARRun, NeedleRun, measure, measure_all
+from mc.bench import TEST_SEED, MQARRun, NeedleRun, measure, measure_all
 from mc.cli import main
 from mc.records import interval, read_records
 from mc.storage import load_json, load_tensors, save_json
@@ -172,20 +173,25 @@ def test_interval_against_a_table():
     assert mean == 2 and high - mean == pytest.approx(4.303 / 3**0.5, abs=1e-3) and mean - low == pytest.approx(high - mean)
 
 
-def test_shipped_records_and_models_are_whole():
-    "The book's numbers: five seeds of every variant, committed code, and models that still score what the record says."
-    from mc.bench import score
+@pytest.mark.parametrize("name, profile, kind", [("mqar", "cpu", MQARRun), ("mqar", "deep", MQARRun), ("needles", "cpu", NeedleRun)])
+def test_shipped_records_and_models_are_whole(name, profile, kind):
+    "The book's numbers: the first seeds of each variant, committed code, and models that still score what the record says."
     from mc.model import LanguageModel
+    from mc.tasks.mqar import correct, fingerprint
 
-    folder = ROOT / "results/mqar/cpu"
+    folder = ROOT / "results" / name / profile
+    asked = yaml.safe_load((ROOT / f"nbs/bench/{name}.yaml").read_text())[profile]
     records = read_records(folder)
-    variants = {r["variant"] for r in records}
-    assert {"attention", "none", "grm"} <= variants
-    assert sorted((r["variant"], r["seed"]) for r in records) == [(v, s) for v in sorted(variants) for s in range(5)]
-    assert {r["command"] for r in records} == {"mc bench mqar --profile cpu"}
+    seeds = {v: sorted(r["seed"] for r in records if r["variant"] == v) for v in asked["variants"]}
+    assert sum(map(len, seeds.values())) == len(records) and {"none", "grm"} <= {v.split("-")[-1] for v in seeds if seeds[v]}
+    assert all(found == asked["seeds"][: len(found)] for found in seeds.values())
+    assert {r["command"] for r in records} == {f"mc bench {name} --profile {profile}"}
     assert not any(r["commit"].endswith("+") for r in records)
     for record in (r for r in records if r["seed"] == 0):
         path = folder / "models" / f"{record['variant']}.safetensors"
         assert path.stat().st_size < 1_000_000
-        now = score(MQARRun(**record["settings"]), LanguageModel.load(path))
-        assert now["test_hash"] == record["test_hash"] and now["accuracy"] == pytest.approx(record["accuracy"], abs=1e-3)
+        run = kind(**record["settings"])
+        batch = run.task.sample(run.test, torch.Generator().manual_seed(TEST_SEED))
+        assert fingerprint(batch) == record["test_hash"]
+        now = correct(LanguageModel.load(path), batch).mean().item()
+        assert now == pytest.approx(record["accuracy"], abs=1e-3)
