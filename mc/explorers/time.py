@@ -53,7 +53,7 @@ def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     return [q, k, v, mixer.gate_scale * layer._connectors(x, q)]
 
-# %% ../../nbs/94_time.ipynb #25f6ef77
+# %% ../../nbs/94_time.ipynb #6ea78400
 def closeness(model: LanguageModel, batch: Batch, size: int) -> Tensor:
     """Cosine between what each head of the first layer reads at a question, with segments
     of `size`, and the value it wrote for the pair: (questions, H).
@@ -77,7 +77,8 @@ def time_data(model: LanguageModel, batch: Batch, head: int, title: str) -> dict
     if not asked.any():
         raise ValueError("batch must ask at least one question; got none")
     tokens = len(asked)
-    dial, trained = sizes(tokens), mixer.segment_size
+    trained = min(mixer.segment_size, tokens)
+    dial = sorted({*sizes(tokens), trained}, reverse=True)
     segments = -(-tokens // trained)
     lengths = [min(trained, tokens - trained * s) for s in range(segments)]
     k, v, u = (a[0, :, head] for a in written)
