@@ -35,7 +35,7 @@ function readStates(data) {
 // Whether memory i of a variant was written with what stands in segment s.
 const holds = (variant, i, s) => s !== null && (variant.init === "checkpoint" ? i >= s : i === s);
 const signed = (x) => (x < 0 ? "−" : "") + short(Math.abs(x));
-const digits = (size) => (size >= 100 ? size.toFixed(0) : size >= 0.01 ? size.toPrecision(3) : size.toFixed(4));
+const digits = (size) => (size >= 100 ? size.toFixed(0) : size >= 0.01 ? size.toPrecision(3) : `${+size.toFixed(4)}`);
 const figure = (x) => (x < 0 ? "−" : "") + digits(Math.abs(x));
 
 // The value with full colour: 1 in 200 numbers of the row is larger.

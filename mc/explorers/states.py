@@ -91,7 +91,7 @@ def ask(heard: Heard, asks: dict[int, int]) -> tuple[Tensor, Tensor]:
     ranked = torch.where(own[:, None], cosines, cosines.abs())
     return closeness, torch.tensor(places)[ranked.argmax(-1)]
 
-# %% ../../nbs/93_states.ipynb #1cdcda0c
+# %% ../../nbs/93_states.ipynb #f1d09bb9
 LAYERS = {  # of a state: its name in the page, its rows and its columns
     "m": ("M", "value", "key"),
     "w2": ("W2", "hidden", "key"),
@@ -199,10 +199,12 @@ def explore_states(
     "The states explorer of one or more models on one sequence; see `states_data`."
     data = states_data(models, batch, title, layer, heads)
     size = len(data["heads"]), data["memories"], len(data["asks"])
-    rows = [torch.tensor(unpack(v["closeness"])).view(size).mean(0) for v in data["variants"]]
+    tables = [torch.tensor(unpack(row["closeness"])) for row in data["variants"]]
+    rows = torch.cat([table.view(size).mean(0) for table in tables])
     stored = torch.tensor([t == s for t, s in data["asks"]])
     alt = (
-        f"{title}: how close the answers of {size[1]} memories (rows, {' above '.join(models)}) "
-        f"come to the values of {int(stored.sum())} pairs (columns), mean over heads. Darker is closer."
+        f"How close the answers of {size[1]} memories (rows, {' above '.join(models)}) "
+        f"come to the values of {int(stored.sum())} pairs (columns), mean over heads; darker is "
+        f"closer. {title}"
     )
-    return StatesExplorer(data=data, still=picture(torch.cat(rows)[:, stored], alt))
+    return StatesExplorer(data=data, still=picture(rows[:, stored], alt))
