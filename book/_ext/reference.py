@@ -111,11 +111,12 @@ def as_rst(app, what, name, obj, options, lines):
     for block in "\n".join(lines).strip().split("\n\n"):
         if re.search(r"^ +\S", block, re.M):
             block = "\n".join(f"* {item}" for item in re.sub(r"\n +", " ", block).splitlines())
-        plain, *rest = block.split("`")
-        words = [re.sub(r"([*|_\\])", r"\\\1", plain)]
-        for i, piece in enumerate(rest):
-            words.append("``" + " ".join(piece.split()) + "``\\ " if i % 2 == 0 else re.sub(r"([*|_\\])", r"\\\1", piece))
-        blocks.append("".join(words))
+        bullets = block.startswith("* ")
+        pieces = block.split("`")
+        pieces[::2] = [re.sub(r"([*|_\\])", r"\\\1", plain) for plain in pieces[::2]]
+        pieces[1::2] = [f"\\ ``{' '.join(code.split())}``\\ " for code in pieces[1::2]]
+        block = "".join(pieces)
+        blocks.append(re.sub(r"^\\\* ", "* ", block, flags=re.M) if bullets else block)
     lines[:] = [*"\n\n".join(blocks).splitlines(), ""]
 
 
