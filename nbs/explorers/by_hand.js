@@ -45,7 +45,7 @@ const products = (a, b, digits) => few(a.map((x, i) => [`${factor(x)}·${factor(
 const power = (x) => ["e", h("sup", {}, number(x))];
 const sup = (m, name) => [name, h("sup", {}, `(${m.i + 1})`)];
 const sub = (name, text) => [name, h("sub", {}, `${text}`)];
-const span = (first, end) => (end - first > 1 ? `${first + 1}–${end}` : `${end}`);
+const span = (first, end) => (end - first > 1 ? `tokens ${first + 1}–${end}` : `token ${end}`);
 const place = (m, w) => `${m.i === w.online ? "running segment" : "segment"} ${m.i + 1}`;
 
 function vector(values, label) {
@@ -166,7 +166,7 @@ function table(pick) {
       .map(([name, text]) => h("span", { class: name, role: "columnheader" }, text)));
     picked = i;
     rows = w.memories.map((m) => {
-      const read = w.chosen.includes(m.i), where = `tokens ${span(m.first, m.end)}${m.i === w.online ? ", online" : ""}`;
+      const read = w.chosen.includes(m.i), where = `${span(m.first, m.end)}${m.i === w.online ? ", online" : ""}`;
       const gate = h("span", { role: "gridcell", class: `gate${read ? "" : " shut"}`, "data-gate": m.gate.toFixed(9), style: `--gate:${m.gate.toFixed(4)}` }, read ? number(m.gate) : "not read");
       const line = h("div", { class: `line${m.i === w.truth ? " true" : ""}${read ? "" : " unread"}`, role: "row", tabindex: m.i === picked ? 0 : -1, "aria-selected": m.i === picked },
         cell("name", h("b", {}, ...sup(m, "M")), h("small", {}, m.i === w.truth ? "◆ " : "", where)), cell("score", number(m.score)), gate,
@@ -195,7 +195,7 @@ function steps(s, w, m) {
   const entry = [...sub("M", "11")], first = (a) => tokens.map((j) => a[j][0]);
   const reads = w.chosen.map((i) => w.memories[i]);
   return [
-    ["write", "Eq. 8", [...sup(m, "M"), " = Σ ", ...sub("v", "j"), ...sub("k", "j"), h("sup", {}, "⊤"), `, tokens ${span(m.from, m.end)}`, s.init === "checkpoint" && m.i ? " (it started from the checkpoint before)" : ""],
+    ["write", "Eq. 8", [...sup(m, "M"), " = Σ ", ...sub("v", "j"), ...sub("k", "j"), h("sup", {}, "⊤"), `, ${span(m.from, m.end)}`, s.init === "checkpoint" && m.i ? " (it started from the checkpoint before)" : ""],
       [...entry, " = ", ...products(first(w.v), first(w.k)), ` = ${number(m.M[0][0])}`, matrix(m.M)]],
     ["pool", ssc ? "before Eq. 16" : "Eq. 10", [`${pooling} = `, ...(s.pool === "mean" ? ["(", ...list, `) / ${keys.length}`] : list)], [row(m.pool, 3)]],
     ["score", ssc ? "Eq. 16" : "Eq. 10", [...sup(m, "r"), ` = g ⟨u, pool⟩, u = ${number(w.strength, 0)} q`], [`${number(s.scale, 1)} × (`, ...products(w.u, m.pool, 3), `) = ${number(m.score)}`]],
