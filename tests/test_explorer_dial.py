@@ -190,8 +190,8 @@ def test_keys_turn_and_choose(dial, page):
     dial.locator("input[data-name=top_k]").focus()
     page.keyboard.press("ArrowRight")                          # only SSC has a k
     assert_counts(page, "ssc", tokens=4096, segment_size=256, top_k=4)
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
+    for _ in range(3):
+        page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert dial.locator("button[data-value=deep]").get_attribute("aria-pressed") == "true"
     assert_counts(page, "ssc", "deep", tokens=4096, segment_size=256, top_k=4)
