@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mc
 from mc.costs import MEMORIES, WAYS, break_even, costs
 from mc.explorers.dial import SIZES, Dial, dial_data
-from mc.speed import Variant, multiply_adds
+from mc.speed.variants import Variant, multiply_adds
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"operations": 1, "carried": 4, "fetched": 4}

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['STRENGTH', 'START', 'draws', 'ask', 'ByHandExplorer', 'by_hand']
 
-# %% ../../nbs/96_by_hand.ipynb #b4d4a04f
+# %% ../../nbs/96_by_hand.ipynb #9f2d2062
 import torch
 import traitlets
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import CHOICES, check_choice, check_size
 from .base import Explorer, parts, picture
-from ..functional import CHOICES, Run, check_choice, check_size, run
+from ..functional import run
 from ..memory.linear import LinearMemory
 from ..read.router import Rules
+from ..sequential import Run
 
 # %% ../../nbs/96_by_hand.ipynb #f0775dae
 STRENGTH = 8.0  # length of the connector

@@ -20,7 +20,7 @@ from ..model import LanguageModel
 from ..read.router import GATED
 from ..tasks.mqar import IGNORE, Batch
 
-# %% ../../nbs/92_routing.ipynb #14bcb458
+# %% ../../nbs/92_routing.ipynb #f27b17f0
 def variant_data(name: str, model: LanguageModel, batch: Batch, words: list[str]) -> dict:
     """What the page needs to know about one model on a batch of one, JSON-able.
 
@@ -83,12 +83,13 @@ def gates_of(variant: dict, tokens: int) -> Tensor:
     if "chosen" in variant:
         bits = np.frombuffer(base64.b64decode(variant["chosen"]), "u1")
         chosen = np.unpackbits(bits, count=int(stored.sum()), bitorder="little")
-        stored = torch.zeros_like(stored).masked_scatter(stored, torch.tensor(chosen).bool())
-    values = torch.tensor(unpack(variant["gates"])) if "gates" in variant else torch.ones(stored.sum())
-    gates = torch.zeros(stored.shape).masked_scatter(stored, values.float())
+        stored = stored.masked_scatter(stored, torch.tensor(chosen).bool())
+    ones = torch.ones(int(stored.sum()))
+    values = torch.tensor(unpack(variant["gates"])).float() if "gates" in variant else ones
+    gates = torch.zeros(stored.shape).masked_scatter(stored, values)
     return gates.permute(2, 1, 3, 0)
 
-# %% ../../nbs/92_routing.ipynb #84c1ff69
+# %% ../../nbs/92_routing.ipynb #2ac2d17e
 def check_models(models) -> dict[str, LanguageModel]:
     "`models` by name, each with Memory Caching layers; one model alone is named model."
     named = models if isinstance(models, dict) else {"model": models}
@@ -120,9 +121,11 @@ def one_sequence(tokens: Batch | Tensor) -> Batch:
         or len(tokens.tokens) != 1
         or tokens.tokens.numel() == 0
     ):
-        given = tuple(tokens.tokens.shape) if isinstance(tokens, Batch) else type(tokens).__name__
+        batch = isinstance(tokens, Batch)
+        given = tuple(tokens.tokens.shape) if batch else type(tokens).__name__
         raise ValueError(
-            f"tokens must be one sequence: a Batch of one, or a tensor (T,) or (1, T); got {given}"
+            "tokens must be one sequence: a Batch of one, or a tensor (T,) or (1, T); "
+            f"got {given}"
         )
     return tokens
 
@@ -136,11 +139,10 @@ def cut(variants: list[dict], tokens: int) -> list[int]:
     if len(cuts) > 1:
         cuts.pop((0, tokens), None)  # nothing is cached
     if len(cuts) > 1:
+        places = lambda edges: ", ".join(map(str, edges[1:3]))
+        given = [f"{name!r} cuts at {places(edges)}, ..." for edges, name in cuts.items()]
         raise ValueError(
-            "models must cut the sequence into the same segments; "
-            + "; ".join(
-                f"{name!r} cuts at {', '.join(map(str, edges[1:3]))}, ..." for edges, name in cuts.items()
-            )
+            f"models must cut the sequence into the same segments; {'; '.join(given)}"
         )
     (edges,) = cuts
     return [end - first for first, end in zip(edges, edges[1:])]

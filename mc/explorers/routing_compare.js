@@ -38,7 +38,7 @@ function variantRow(v, w, i, view) {
   const el = h("div", { class: "variant", role: "radio" },
     h("span", { class: "name" }, h("kbd", {}, `${i + 1}`), ` ${w.name}`), verdict,
     h("span", { class: "track" }, length), sure,
-    h("div", { class: "row", style: `--segments:${columns - 1}` }, ...cells, frame), mass);
+    h("div", { class: "band", style: `--segments:${columns - 1}` }, ...cells, frame), mass);
   const draw = (t) => {
     const { layer, variant } = view, truth = w.trueSlot(t), right = v.target[t] != null && w.isRight(t), best = w.answers[t]?.[0];
     const p = v.target[t] == null ? best?.[1] : w.target_prob[t];
@@ -70,7 +70,7 @@ function comparison(v, view, look) {
   const rows = v.variants.map((w, i) => variantRow(v, w, i, view));
   const p = v.asks ? "p of the right one" : "probability";
   const head = h("div", { class: "variant head", "aria-hidden": true }, h("span", {}, "model"), h("span", {}, v.asks ? "answer" : "next"),
-    h("span", { class: "wide" }, p), h("span", { class: "row" }, "gates over the segments, the online memory last"), h("span", { class: "mass truth" }, v.asks ? "on ◆" : ""));
+    h("span", { class: "wide" }, p), h("span", { class: "band" }, "gates over the segments, the online memory last"), h("span", { class: "mass truth" }, v.asks ? "on ◆" : ""));
   const list = h("div", { role: "radiogroup", "aria-label": "models side by side" }, ...rows.map((row) => row.el));
   const choose = (i) => { look({ variant: clamp(i, rows.length - 1) }); list.querySelector("[aria-checked=true]").focus(); };
   list.addEventListener("click", (event) => { const row = event.target.closest(".variant"); if (row) choose(+row.dataset.variant); });
