@@ -57,6 +57,7 @@ function online(v) {
     key.draw(v.keys[t], 1);
     value.draw(v.values[t], Math.max(...v.values[t].map(Math.abs)));
     memory.draw(M, v.strong);
+    setClass(box, "board", v.trueSegment(t) === s && "true");
     memory.el.dataset.norm = norm(M).toFixed(5);
     memory.el.setAttribute("aria-label", `online memory, ${v.width} × ${v.width} numbers, after ${plural(v.position(t), "token")} of segment ${s + 1}`);
     setText(norms, `norm ${norm(M).toFixed(2)} · gate ${gate.toFixed(3)}`);
@@ -75,7 +76,7 @@ function shelfSlot(v, s) {
     running: `${where}: running, its state is the online memory` })[v.phase(s, t)] ?? `${where}: yet to come`;
   const draw = (t, gate, top) => {
     const phase = v.phase(s, t), closed = phase === "closed";
-    setClass(el, "slot", phase, v.trueSegment(t) === s && "true", closed && top && "top");
+    setClass(el, "slot", phase, closed && v.trueSegment(t) === s && "true", closed && top && "top");
     el.dataset.gate = closed ? gate.toFixed(5) : "";
     bar.style.width = closed ? percent(gate) : "0";
   };
