@@ -177,7 +177,7 @@ function dial(v, { resize }) {
     curves.line("here", [[v.dial + 0.5, 0], [v.dial + 0.5, 1]]);
     curves.dots("this", q < 0 ? [] : middle(v.closeness.map((row) => Math.max(row[q], 0))));
     const average = mean(v.closeness[v.dial]);
-    text.replaceChildren(key("this", "closeness of this read to the true value: ", h("b", { class: "now" }, now === null ? "–" : now.toFixed(2))),
+    text.replaceChildren(key("this", "closeness of this read to the value: ", h("b", { class: "now" }, now === null ? "–" : now.toFixed(2))),
       key("close", `its mean over ${plural(asked, "question")}: `, h("b", {}, average.toFixed(2))),
       key("right", "answered right: ", h("b", {}, `${v.right[v.dial]} of ${asked}`)));
     curves.el.setAttribute("aria-label", `From C = ${v.sizes[0]} to 1 the mean closeness goes from ${mean(v.closeness[0]).toFixed(2)} to ${mean(v.closeness[n - 1]).toFixed(2)}, right answers from ${v.right[0]} to ${v.right[n - 1]} of ${asked}.`);
