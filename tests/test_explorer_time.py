@@ -135,8 +135,8 @@ def test_answers_and_closeness_are_those_of_mc(explorer, model, batch):
             assert ("right" in story) == (answers[asked[q]] == batch.labels[0, asked[q]]).item()
             assert f"is {answers[asked[q]]}" in story.replace("✓ right: ", "").replace("✗ wrong: ", "")
             source = int(batch.source[0, asked[q]]) // size
-            if source < asked[q] // size:
-                assert "true" in explorer.locator(".slot").nth(source).get_attribute("class")
+            place = explorer.locator(".slot").nth(source) if source < asked[q] // size else explorer.locator(".board")
+            assert "true" in place.get_attribute("class") and explorer.locator(".slot.true, .board.true").count() == 1
     assert right == sorted(right) and right[0] < right[-1]
 
 

@@ -57,6 +57,7 @@ function online(v) {
     key.draw(v.keys[t], 1);
     value.draw(v.values[t], Math.max(...v.values[t].map(Math.abs)));
     memory.draw(M, v.strong);
+    setClass(box, "board", v.trueSegment(t) === s && "true");
     memory.el.dataset.norm = norm(M).toFixed(5);
     memory.el.setAttribute("aria-label", `online memory, ${v.width} × ${v.width} numbers, after ${plural(v.position(t), "token")} of segment ${s + 1}`);
     setText(norms, `norm ${norm(M).toFixed(2)} · gate ${gate.toFixed(3)}`);
@@ -75,7 +76,7 @@ function shelfSlot(v, s) {
     running: `${where}: running, its state is the online memory` })[v.phase(s, t)] ?? `${where}: yet to come`;
   const draw = (t, gate, top) => {
     const phase = v.phase(s, t), closed = phase === "closed";
-    setClass(el, "slot", phase, v.trueSegment(t) === s && "true", closed && top && "top");
+    setClass(el, "slot", phase, closed && v.trueSegment(t) === s && "true", closed && top && "top");
     el.dataset.gate = closed ? gate.toFixed(5) : "";
     bar.style.width = closed ? percent(gate) : "0";
   };
@@ -176,7 +177,7 @@ function dial(v, { resize }) {
     curves.line("here", [[v.dial + 0.5, 0], [v.dial + 0.5, 1]]);
     curves.dots("this", q < 0 ? [] : middle(v.closeness.map((row) => Math.max(row[q], 0))));
     const average = mean(v.closeness[v.dial]);
-    text.replaceChildren(key("this", "closeness of this read to the true value: ", h("b", { class: "now" }, now === null ? "–" : now.toFixed(2))),
+    text.replaceChildren(key("this", "closeness of this read to the value: ", h("b", { class: "now" }, now === null ? "–" : now.toFixed(2))),
       key("close", `its mean over ${plural(asked, "question")}: `, h("b", {}, average.toFixed(2))),
       key("right", "answered right: ", h("b", {}, `${v.right[v.dial]} of ${asked}`)));
     curves.el.setAttribute("aria-label", `From C = ${v.sizes[0]} to 1 the mean closeness goes from ${mean(v.closeness[0]).toFixed(2)} to ${mean(v.closeness[n - 1]).toFixed(2)}, right answers from ${v.right[0]} to ${v.right[n - 1]} of ${asked}.`);
