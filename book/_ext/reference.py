@@ -39,11 +39,11 @@ def api_page(root):
     "One section for each module, in the order and under the parts of the book."
     lines, part = [], None
     for c in chapters(root):
-        if c.module and c.module != "mc":
+        if c.module:
             lines += [f"## {c.part}", ""] if c.part != part else []
             part = c.part
             lines += [f"### {c.module}", "", f"Exported by [{c.name}](/{c.where}).", "", "```{eval-rst}",
-                      f".. automodule:: {c.module}", "   :members:", "", "```", ""]
+                      f".. automodule:: {c.module}", "   :members:", "   :ignore-module-all:", "", "```", ""]
     return "\n".join(lines)
 
 
@@ -57,6 +57,8 @@ def names_page(root):
             for name in (alias.name for alias in node.names):
                 sentence = re.split(r"(?<!Eq)(?<!Sec)\.(?:\s|$)", about[name])[0].replace("\n", " ").replace("|", "\\|")
                 lines.append(f"| {{py:obj}}`mc.{name} <mc.{node.module}.{name}>` | {sentence} |")
+        elif isinstance(node, ast.FunctionDef):
+            lines.append(f"| {{py:obj}}`mc.{node.name}` | {ast.get_docstring(node).splitlines()[0]} |")
     return "\n".join(lines)
 
 
