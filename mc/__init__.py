@@ -7,7 +7,7 @@ __all__ = ['explore', 'AttentionConfig', 'DLABackend', 'DLAMemory', 'LanguageMod
            'LMConfig', 'MCConfig', 'MemoryCachingLayer', 'SegmentCache', 'SWLABackend', 'SWLAMemory', 'TitansBackend',
            'TitansMemory', 'memory_caching']
 
-# %% ../nbs/99_api.ipynb #e1fe9d58
+# %% ../nbs/99_api.ipynb #1e5d65dd
 from .backends import DLABackend, LinearMemoryBackend, SWLABackend, TitansBackend
 from .cache import SegmentCache
 from .functional import memory_caching
@@ -30,7 +30,7 @@ def explore(model, tokens, **options):
     try:
         from mc.explorers import routing
     except ImportError as error:
-        raise ImportError(f"{error}: explorers need pip install 'mc[book]'") from error
+        raise ImportError(f"{error}: mc.explore needs pip install 'mc[explore]'") from error
     return routing.explore(model, tokens, **options)
 
 

@@ -29,7 +29,7 @@ from .segments import Segments
 from .sequential import Run, Tokens, sequential
 from .streaming import step
 
-# %% ../nbs/57_one_function.ipynb #dce8b8b0
+# %% ../nbs/57_one_function.ipynb #3a0d592e
 def plan(
     segments: int | list[int], tokens: int, rules: Rules, cache: SegmentCache
 ) -> tuple[Segments, list[bool]]:
@@ -52,6 +52,7 @@ def plan(
         cut = Segments.logarithmic(tokens)
         return cut, [True] * len(cut)
     if isinstance(segments, int):
+        check_size("segments", segments)
         cut = Segments.constant(tokens, segments, cache.running)
         return cut, [True] * (len(cut) - 1) + [(cache.running + tokens) % segments == 0]
     if not isinstance(segments, (list, tuple)):

@@ -24,7 +24,7 @@ def stops(first: int, after: int) -> int:
     size = reach(first)
     return after if size is None else min(first + size, after)
 
-# %% ../nbs/55_groups.ipynb #d5d926c2
+# %% ../nbs/55_groups.ipynb #33b9d9f0
 def join_states(parts: list[State]) -> State:
     "States (B, H, n, ·) one after the other."
     return {name: torch.cat([part[name] for part in parts], 2) for name in parts[0]}
@@ -37,14 +37,13 @@ def runs(
     ends: State,
     pending: State,
     before: int,
-    detach: bool,
 ) -> tuple[State, State]:
     """Independent memories of groups.
 
     `blocks` (B, H, m, C, ·) follow `before` finished ones; `ends` (B, H, m, ·) are their
-    own end states, `pending` (B, H, P, ·) the runs of `growing(before)`. `detach` stops
-    gradients between blocks. Returns, for each block, the memory of the group that it
-    completes (B, H, m, ·), and the runs of `growing(before + m)`.
+    own end states, `pending` (B, H, P, ·) the runs of `growing(before)`. Returns, for each
+    block, the memory of the group that it completes (B, H, m, ·), and the runs of
+    `growing(before + m)`.
     Cost: O(log m) writes of each token; groups of one size run side by side.
     """
     after = before + blocks.k.shape[2]
@@ -61,7 +60,7 @@ def runs(
         "Groups that begin with the blocks `firsts`, from their block `begin` up to `stop`."
         index = torch.tensor([[a + i - before for i in range(begin, stop)] for a in firsts])
         some = blocks.map(lambda x: x[:, :, index].flatten(3, 4))
-        _, states = chain(memory, start, some, blocks.k.shape[3], chunk, detach)
+        _, states = chain(memory, start, some, blocks.k.shape[3], chunk)
         for row, a in enumerate(firsts):
             at = lambda n: map_state(
                 states, lambda leaf: leaf[:, :, row, n - begin - 1, None]

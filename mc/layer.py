@@ -135,7 +135,7 @@ def check_finite(x: Tensor) -> None:
     if not (x.sum().isfinite() or x.isfinite().all()):  # a finite sum has finite terms
         raise ValueError("x contains NaN or infinity; all values must be finite")
 
-# %% ../nbs/62_layer.ipynb #658fd18f
+# %% ../nbs/62_layer.ipynb #73f723a3
 class MemoryCachingLayer(nn.Module):
     """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
     causal.
@@ -232,14 +232,14 @@ class MemoryCachingLayer(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4).contiguous().transpose(2, 3).unbind()
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         memory, coefficients = self.backend(x)
-        u = self._connectors(x, q)
+        u = self.connectors(x, q)
         out = run(
             q, k, v, u, memory, config.rules, config.segment_size, coefficients, cache=cache
         )
         edges = self._edges(x, before, cache, out.cache)
         return out, replace(out.cache, inputs=after, edges=edges)
 
-    def _connectors(self, x: Tensor, q: Tensor) -> Tensor:
+    def connectors(self, x: Tensor, q: Tensor) -> Tensor:
         if self.connector:
             return self.connector(x).unflatten(-1, (self.config.num_heads, -1))
         return torch.zeros_like(q) if self.config.gate == "uniform" else q

@@ -150,7 +150,7 @@ class Block(nn.Module):
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * value), cache
 
-# %% ../nbs/63_language_model.ipynb #26c1d723
+# %% ../nbs/63_language_model.ipynb #d321adab
 class LanguageModel(nn.Module):
     "Tokens (B, T) to next-token logits (B, T, vocab_size)."
 
@@ -186,7 +186,7 @@ class LanguageModel(nn.Module):
         """`tokens` (B, T) after those that `caches` (one per block) have seen; returns
         logits and the next caches.
         """
-        x, after = self._embed(tokens), []
+        x, after = self.embed(tokens), []
         if caches is not None and len(caches) != len(self.blocks):
             raise ValueError(
                 f"caches must hold one for each of {len(self.blocks)} blocks; got {len(caches)}"
@@ -203,7 +203,7 @@ class LanguageModel(nn.Module):
         """Logits of `tokens` (B, T) and, for every block, the trace of its Memory
         Caching layer.
         """
-        x, traces = self._embed(tokens), []
+        x, traces = self.embed(tokens), []
         if not isinstance(self.config.mixer, MCConfig):
             raise ValueError("inspect needs Memory Caching layers; this model's are attention")
         for block in self.blocks:
@@ -227,7 +227,7 @@ class LanguageModel(nn.Module):
                 )
             )
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         self._check(tokens)
         size = self.config.vocab_size
         if tokens.min() < 0 or tokens.max() >= size:

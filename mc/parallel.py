@@ -81,7 +81,7 @@ def pools_of(pools: Tensor, spans: list, groups: list, rules: Rules) -> Tensor:
         share = share / share.sum(-1, keepdim=True)
     return share @ pools
 
-# %% ../nbs/56_parallel.ipynb #62ea1fd2
+# %% ../nbs/56_parallel.ipynb #17a07e58
 def closed(
     tokens: Tokens,
     memory,
@@ -122,9 +122,7 @@ def closed(
                 map_state(ends, lambda leaf: leaf[:, :, :m]),
                 chunk_of(memory, size, rules),
             )
-            new, pending = runs(
-                memory, blocks, chunk, some, pending, before, rules.detach_cache
-            )
+            new, pending = runs(memory, blocks, chunk, some, pending, before)
             if rules.detach_cache:
                 new, pending = (
                     map_state(new, Tensor.detach),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .fenwick import powers
 
-# %% ../nbs/12_segments.ipynb #2e2519a7
+# %% ../nbs/12_segments.ipynb #3e9736c7
 @dataclass(frozen=True)
 class Segments:
     """A cut of T tokens into segments of the given positive `lengths`.
@@ -42,11 +42,10 @@ class Segments:
         holds `running` of its tokens.
         """
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"segment_size must be an integer >= 1, got {size!r}")
+            raise ValueError(f"size must be an integer >= 1, got {size!r}")
         if not 0 <= running < size:
             raise ValueError(
-                f"running must be between 0 and segment_size - 1 = {size - 1}, "
-                f"got {running}"
+                f"running must be between 0 and size - 1 = {size - 1}, got {running}"
             )
         first = min(size - running, tokens)
         full, rest = divmod(tokens - first, size)

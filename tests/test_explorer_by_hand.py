@@ -17,7 +17,8 @@ GRID = [
 NUMBERS = """root => ({
     gates: [...root.querySelectorAll('[data-gate]')].map(e => +e.dataset.gate),
     y: root.querySelector('.total.y .vector').dataset.value.split(' ').map(Number),
-    close: +root.querySelector('.bars .gates').dataset.value, plain: +root.querySelector('.bars .plain').dataset.value })"""
+    close: +root.querySelector('.bars .gates').dataset.value, plain: +root.querySelector('.bars .plain').dataset.value,
+    alone: +root.querySelector('.bars .alone').dataset.value })"""
 
 
 @pytest.fixture
@@ -54,22 +55,25 @@ def arrange(root, settings):
 def computed(settings):
     wanted = START | settings
     out, close = ask(STORIES[wanted["draw"]][None], wanted)
-    return out.gates[0, -1, 0].tolist(), out.y[0, -1, 0].tolist(), close.item()
+    states = torch.cat([out.cache.states["m"][0, :, 0], out.cache.online["m"][0]])
+    k, v = STORIES[wanted["draw"]][:, -1]
+    alone = torch.cosine_similarity(states[wanted["position"] // wanted["size"]] @ k, v, dim=0)
+    return out.gates[0, -1, 0].tolist(), out.y[0, -1, 0].tolist(), close.item(), alone.item()
 
 
 def test_the_page_computes_what_mc_computes(explorer):
     for settings in GRID:
         arrange(explorer, settings)
         shown = explorer.evaluate(NUMBERS)
-        gates, y, close = computed(settings)
+        gates, y, close, alone = computed(settings)
         assert shown["gates"] == pytest.approx(gates, abs=1e-6), settings
         assert shown["y"] == pytest.approx(y, abs=1e-6) and shown["close"] == pytest.approx(close, abs=1e-6), settings
-        _, _, plain = computed(settings | {"size": 24, "top_k": None})
-        assert shown["plain"] == pytest.approx(plain, abs=1e-6), settings
+        _, _, plain, _ = computed(settings | {"size": 24, "top_k": None})
+        assert shown["plain"] == pytest.approx(plain, abs=1e-6) and shown["alone"] == pytest.approx(alone, abs=1e-6), settings
 
 
 def test_the_first_frame_finds_the_pair(explorer):
-    gates, _, close = computed({})
+    gates, *_ = computed({})
     assert "Found" in explorer.locator(".story").inner_text() and max(gates) == gates[1]
     assert f"{gates[1]:.2f}"[1:] in explorer.locator(".story").inner_text()
     assert explorer.locator(".segment.true .token.pair").inner_text() == "◆"

@@ -236,6 +236,8 @@ def test_any_text_of_a_token_is_text(page, model, batch, tmp_path):
     data["tokens"][data["source"][t]] = "مرحبا 🦉"
     widget.data = data
     widget.token = t
+    with pytest.raises(ValueError, match="segment_size must be one of 0, 256, .*; got 5"):
+        widget.segment_size = 5
     widget.segment_size = 4
     widget.save_html(tmp_path / "page.html")
     root = opened(page, tmp_path / "page.html")

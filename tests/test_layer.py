@@ -267,7 +267,7 @@ BAD_CALLS = {
     "implementation": (dict(implementation="fast"), "implementation must be one of 'parallel', 'sequential'"),
     "scale": (dict(gate_scale=float("inf")), "gate_scale must be a finite number; got inf"),
     "memory": (dict(memory=None), "NoneType lacks name, params"), "k": (dict(top_k=0), "top_k must be an integer >= 1; got 0"),
-    "size": (dict(segments=0), "segment_size must be an integer >= 1, got 0"), "sum": (dict(segments=[4, 4]), "add up to 8 tokens"),
+    "size": (dict(segments=0), "segments must be an integer >= 1; got 0"), "sum": (dict(segments=[4, 4]), "add up to 8 tokens"),
     "length": (dict(segments=[6, 0]), "integers >= 1"), "none": (dict(segments=None), "segments must be a length or a list"),
     "blocks": (dict(segments=[4, 2], segmentation="fenwick"), "'fenwick' groups blocks of one length"),
     "missing": (dict(memory=mc.SWLAMemory(), coefficients={"alpha": 1.0, "lam": 1.0}), "must include beta"),

@@ -37,7 +37,7 @@ print(len(mc.explore(model, torch.arange(10), title="ten").data["tokens"]))
 def test_explore_needs_an_extra_and_says_which():
     run = lambda code: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     missing = run(EXPLORE.format(blocked=None))
-    assert missing.returncode == 1 and "ImportError" in missing.stderr and "pip install 'mc[book]'" in missing.stderr
+    assert missing.returncode == 1 and "ImportError" in missing.stderr and "pip install 'mc[explore]'" in missing.stderr
     assert run(EXPLORE.replace('sys.modules["anywidget"] = {blocked}', "")).stdout == "10\n"
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sizes', 'reread', 'first_layer', 'closeness', 'time_data', 'TimeExplorer', 'play']
 
-# %% ../../nbs/94_time.ipynb #b98b3539
+# %% ../../nbs/94_time.ipynb #34166b88
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ import traitlets
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import check_choice
 from .base import Explorer, pack, parts, picture, sequence, unpack
 from ..functional import memory_caching
 from ..layer import MCConfig
@@ -33,7 +34,7 @@ def reread(model: LanguageModel, size: int) -> LanguageModel:
     other.load_state_dict(model.state_dict())
     return other.eval()
 
-# %% ../../nbs/94_time.ipynb #8c2efe76
+# %% ../../nbs/94_time.ipynb #bedfb213
 @torch.no_grad()
 def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
     """q, k, v and u, each (B, T, H, D), of the first layer for `tokens` (B, T): what no
@@ -48,10 +49,10 @@ def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
             f"got {type(mixer).__name__} with {given}"
         )
     layer = model.blocks[0].mixer
-    x = model.blocks[0].mixer_norm(model._embed(tokens))
+    x = model.blocks[0].mixer_norm(model.embed(tokens))
     q, k, v = layer.conv(x)[0].unflatten(-1, (3, mixer.num_heads, -1)).unbind(2)
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-    return [q, k, v, mixer.gate_scale * layer._connectors(x, q)]
+    return [q, k, v, mixer.gate_scale * layer.connectors(x, q)]
 
 # %% ../../nbs/94_time.ipynb #6ea78400
 def closeness(model: LanguageModel, batch: Batch, size: int) -> Tensor:
@@ -99,19 +100,25 @@ def time_data(model: LanguageModel, batch: Batch, head: int, title: str) -> dict
         "answers": [[str(i) for i in row.argmax(-1).tolist()] for row in logits],
     }
 
-# %% ../../nbs/94_time.ipynb #d9db9186
+# %% ../../nbs/94_time.ipynb #2b066382
 class TimeExplorer(Explorer):
     """A linear memory over time: play, pause, scrub; segments of any size.
 
     `data` is what `time_data` returns; setting it again redraws. `token` is the held token,
     `segment_size` the dial; with -1 and 0 the explorer opens as the model was trained, on a
-    question that it gets right there and wrong with one segment.
+    question that it gets right there and wrong with one segment. Raises `ValueError` for a
+    `segment_size` that is not on the dial.
     """
 
     _esm = parts("js", "common", "sequence", "linear", "time")
     _css = parts("css", "common", "sequence", "time")
     token = traitlets.Int(-1).tag(sync=True)
     segment_size = traitlets.Int(0).tag(sync=True)
+
+    @traitlets.validate("segment_size")
+    def _known(self, proposal):
+        check_choice("segment_size", proposal["value"], (0, *self.data.get("sizes", ())))
+        return proposal["value"]
 
 
 def play(model: LanguageModel, batch: Batch, head: int, title: str) -> TimeExplorer:
