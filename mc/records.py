@@ -48,7 +48,7 @@ def provenance(command: str) -> dict:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
-# %% ../nbs/82_records.ipynb #d4cffb33
+# %% ../nbs/82_records.ipynb #1fb62ee8
 REQUIRED = (
     "variant",
     "seed",
@@ -61,15 +61,15 @@ REQUIRED = (
 )
 
 
-def read_records(folder: str | Path) -> list[dict]:
-    """The records in `folder`, in order of their names.
+def read_records(folder: str | Path, required: tuple[str, ...] = REQUIRED) -> list[dict]:
+    """The records in `folder`, in order of their names; each has what is `required`.
 
     Raises `ValueError` that names the file for a record that is cut short or lacks something.
     """
     records = []
     for path in sorted(Path(folder).glob("*.json")):
         record = load_json(path)
-        if missing := [name for name in REQUIRED if name not in record]:
+        if missing := [name for name in required if name not in record]:
             raise ValueError(
                 f"{path} is not a complete record: it lacks {', '.join(missing)}"
             )

@@ -42,11 +42,12 @@
     const title = typeof given.title === "string" ? { text: given.title } : given.title;
     if (title && title.text) {
       const text = wrap(title.text, Math.floor(width / 8));
-      layout.title = Object.assign({}, title, { text: text, font: Object.assign({}, title.font, { size: 14 }) });
+      const top = 9 * text.split("<br>").length;    // plotly centres the lines where one line would be
+      layout.title = Object.assign({}, title, { text: text, font: Object.assign({}, title.font, { size: 14 }), yref: "container", y: 1, yanchor: "top", pad: { t: top } });
     }
     const small = (font) => Object.assign({}, font, { size: Math.min(11, (font && font.size) || 11) });
     layout.annotations = (given.annotations || []).map((a) => Object.assign({}, a, { font: small(a.font) }));
-    layout.legend = Object.assign({}, given.legend, { orientation: "h", x: 0, xanchor: "left", y: -0.3, yanchor: "top" });
+    layout.legend = Object.assign({}, given.legend, { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" });
     return layout;
   }
 

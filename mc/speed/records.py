@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REQUIRED', 'measure', 'measure_all', 'read_speed', 'number', 'overview', 'remarks', 'against_targets']
 
-# %% ../../nbs/89_speed_records.ipynb #c1678ad7
+# %% ../../nbs/89_speed_records.ipynb #bcc8440d
 import json
 import os
 import time
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..records import provenance
+from ..records import provenance, read_records
 from .kept import Kept
 from .peers import PeerFailed
 from .ratios import Comparison, digits
@@ -97,24 +97,13 @@ def measure_all(
         )
     return records
 
-# %% ../../nbs/89_speed_records.ipynb #0ea81c94
+# %% ../../nbs/89_speed_records.ipynb #a5d452d4
 REQUIRED = ("name", "title", "at", "value", "target", "reached", "settings", "command")
 
 
 def read_speed(folder: str | Path) -> list[dict]:
-    """The speed records in `folder`, in order of their names.
-
-    Raises `ValueError` that names the file for a record that is cut short or lacks something.
-    """
-    records = []
-    for path in sorted(Path(folder).glob("*.json")):
-        record = load_json(path)
-        if missing := [name for name in REQUIRED if name not in record]:
-            raise ValueError(
-                f"{path} is not a complete record: it lacks {', '.join(missing)}"
-            )
-        records.append(record)
-    return records
+    "`mc.records.read_records` for records of speed."
+    return read_records(folder, REQUIRED)
 
 
 def number(value: float) -> str:

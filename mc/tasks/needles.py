@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Needles']
 
-# %% ../../nbs/72_needles.ipynb #2feccf46
+# %% ../../nbs/72_needles.ipynb #df4a397d
 from dataclasses import dataclass
 
 import torch
 
-from .mqar import IGNORE, Batch
+from .mqar import IGNORE, Batch, check_task
 
-# %% ../../nbs/72_needles.ipynb #2ae15671
+# %% ../../nbs/72_needles.ipynb #b0f7cf70
 @dataclass(frozen=True)
 class Needles:
     """Texts of `length` tokens: hay in which `pairs` key-value pairs are hidden, then one
@@ -24,15 +24,7 @@ class Needles:
     pairs: int = 8
 
     def __post_init__(self):
-        if self.pairs < 1 or self.length < 3 * self.pairs:
-            raise ValueError(
-                f"length must be at least 3 * pairs, and pairs >= 1; got {self.length} and {self.pairs}"
-            )
-        if self.vocab_size // 2 <= self.pairs:
-            raise ValueError(
-                f"vocab_size must exceed 2 * pairs + 1, so that hay is left; got {self.vocab_size} "
-                f"for {self.pairs} pairs"
-            )
+        check_task(self.vocab_size, self.length, self.pairs)
 
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
         "`batch` texts drawn with `generator`."
