@@ -180,7 +180,7 @@ def index_of(some: list[int]) -> slice | Tensor:
     """
     return slice(0, len(some)) if some == list(range(len(some))) else torch.tensor(some)
 
-# %% ../nbs/56_parallel.ipynb #f4122d92
+# %% ../nbs/56_parallel.ipynb #4fb01107
 def one_call(
     tokens: Tokens,
     memory,
@@ -200,19 +200,19 @@ def one_call(
     memories = closed(tokens, memory, rules, segments, cache, ends, pools)
 
     r = score(u, own, memories, segments, rules)
-    gates, chosen, best = gate(r, rules)
+    gates, chosen, best, few = gate(r, rules)
     parts = pieces(segments, memories.seen)
     if rules.aggregation == "soup":
         y = memory.soup(online, memories.states, q, gates, parts)
     else:
+        weights = gates if few is None else few
         y = online(q)
         if rules.aggregation in GATED:
-            y = gates[..., -1:] * y
+            y = weights[..., -1:] * y
         if best is None and memories.spans:
-            y = y + memory.recall(memories.states, q, gates[..., :-1], parts)
+            y = y + memory.recall(memories.states, q, weights[..., :-1], parts)
         elif best is not None and memories.spans:
-            weights = gates.gather(-1, best % gates.shape[-1])
-            y = y + dispatch(memory, memories.states, q, weights, best)
+            y = y + dispatch(memory, memories.states, q, weights[..., :-1], best)
 
     alone = len(segments) == 1
     (a, b), running = segments.bounds[-1], cache.running if alone else 0

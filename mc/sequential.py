@@ -63,7 +63,7 @@ def write(
         running=cache.running + 1,
     )
 
-# %% ../nbs/27_definition.ipynb #5a76090f
+# %% ../nbs/27_definition.ipynb #b716c58b
 def finished(cache: SegmentCache, rules: Rules) -> int:
     "How many segments (of a Fenwick cut: blocks) are finished."
     return (
@@ -88,7 +88,7 @@ def read(
     pools = torch.cat([cache.pools, own_pool(cache, rules)[:, None]], 1)
     r = scores(u, pools, rules.gate_scale)
     r = r if rules.aggregation in GATED else torch.zeros_like(r)
-    gates, chosen, best = gate(r, rules)
+    gates, chosen, best, _ = gate(r, rules)
     if rules.aggregation == "grm":
         y = gated(memory, cache.states, cache.online, q, gates)
     elif rules.aggregation == "soup":

@@ -41,7 +41,7 @@ def read_cached(
         y = y + memory.recall(states, rows, weights[..., :-1], pieces)
     return y[:, :, 0]
 
-# %% ../nbs/59_streaming.ipynb #64e7b806
+# %% ../nbs/59_streaming.ipynb #d6b94a68
 def step(
     tokens: Tokens,
     memory,
@@ -63,7 +63,7 @@ def step(
         r = torch.cat([scores(u, pools, rules.gate_scale) for pools in parts], -1)
     else:
         r = q.new_zeros(*q.shape[:2], len(cache) + 1)
-    gates, chosen, best = gate(r, rules)
+    gates, chosen, best, _ = gate(r, rules)
     y = read_cached(memory, cache, q, gates, best, rules)
     spans = cache.spans
     if closes[0]:

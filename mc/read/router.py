@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['AGGREGATIONS', 'GATED', 'INITS', 'SEGMENTATIONS', 'SOFTMAX', 'Rules', 'gate']
 
-# %% ../../nbs/26_routing.ipynb #974edaff
+# %% ../../nbs/26_routing.ipynb #fb747257
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .sparse import choose
 
@@ -44,23 +45,29 @@ class Rules:
     chunk_size: int = 16
     detach_cache: bool = False
 
-# %% ../../nbs/26_routing.ipynb #85871254
-def gate(r: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor | None]:
+# %% ../../nbs/26_routing.ipynb #89993093
+def gate(
+    r: Tensor, rules: Rules
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gates and choices from scores (Eq. 10, 16-17).
 
     `r` (..., N+1): -inf for a memory that does not exist yet, the online one last. Returns
     the gates, which memories are read (both (..., N+1)) and, for SSC, the indexes of the
-    cached ones (..., min(k, N)), -1 where fewer exist; None for the other ways to read.
-    Cost: O(N) for each token, O(k N) for SSC.
+    cached ones (..., min(k, N)), -1 where fewer exist, with the gates of these and of the
+    online one (..., min(k, N) + 1), 0 where fewer exist; None for the other ways to read.
+    Cost: O(N) for each token, O(k N) for SSC, whose backward pass looks at what was chosen.
     """
     seen = r > float("-inf")
     if rules.aggregation not in GATED:
-        return seen.to(r.dtype), seen, None
+        return seen.to(r.dtype), seen, None, None
     if rules.aggregation != "ssc":
-        return r.softmax(-1), seen, None
+        return r.softmax(-1), seen, None, None
     best = choose(r[..., :-1], rules.top_k)
-    chosen = torch.zeros_like(seen).scatter_(-1, best % r.shape[-1], True)  # -1 is online
-    chosen[..., -1] = True
+    read = F.pad(best, (0, 1), value=-1)
+    absent, read = F.pad(best < 0, (0, 1)), read % r.shape[-1]  # -1 is the online memory
     if rules.softmax == "chosen":
-        return r.masked_fill(~chosen, float("-inf")).softmax(-1), chosen, best
-    return r.softmax(-1) * chosen, chosen, best
+        few = r.gather(-1, read).masked_fill(absent, float("-inf")).softmax(-1)
+    else:
+        few = r.softmax(-1).gather(-1, read).masked_fill(absent, 0.0)
+    gates = torch.zeros_like(r).scatter_add(-1, read, few)
+    return gates, torch.zeros_like(seen).scatter_(-1, read, True), best, few
