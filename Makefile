@@ -65,7 +65,7 @@ book: sync
 _build/html/.complete: $(INPUTS)
 	echo "book: building"
 	$(if $(filter-out nbs/% book/runs/% %.md,$?),rm -f $@)
-	[ -f $@ ] && all= || all=--all; rm -f $@; $(call quietly,book,jupyter-book build . -W -n --keep-going $$all)
+	[ -f $@ ] && all= || { all=--all; rm -rf _build/html; }; rm -f $@; $(call quietly,book,jupyter-book build . -W -n --keep-going $$all)
 	touch $@
 
 serve: book
