@@ -68,10 +68,11 @@ def test_every_step_draws_new_data():
 
 
 SCRIPT = """
-import sys, time, torch, mc
+import signal, sys, time, torch, mc
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_train as t
+signal.signal(signal.SIGINT, signal.default_int_handler)           # a shell may start its background jobs without
 def slow(step, generator):
     time.sleep(0.05 if step < 4 else 5)                            # however late the signal comes
     return t.batch(step, generator)
