@@ -71,12 +71,15 @@ class Apart(nn.Module):
 def test_every_projection_can_be_wrapped(mixer):
     model = model_of(mixer)
     right, wrapped = model(TOKENS), copy.deepcopy(model)
-    for name, part in list(wrapped.named_modules()):
-        if isinstance(part, nn.Linear | mc.model.Embedding):
-            parent, _, last = name.rpartition(".")
-            setattr(wrapped.get_submodule(parent), last, Adapter(part) if isinstance(part, nn.Linear) else Apart(part))
+    for name, part in reversed(list(wrapped.named_modules())):              # inner ones first
+        parent, _, last = name.rpartition(".")
+        if isinstance(part, nn.Linear):
+            setattr(wrapped.get_submodule(parent), last, Adapter(part))
+        elif last in ("embedding", "norm", "mixer_norm", "mlp_norm", "conv", "backend"):
+            setattr(wrapped.get_submodule(parent), last, Apart(part))
     assert torch.allclose(wrapped(TOKENS), right, atol=1e-6)
     wrapped(TOKENS).square().sum().backward()
+    assert sum(isinstance(m, Apart) for m in wrapped.modules()) >= 10
     assert all(p.grad is not None and p.grad.norm() > 0 for n, p in wrapped.named_parameters() if n.endswith("up.weight"))
 
 
