@@ -74,7 +74,7 @@ def test_curriculum_keeps_the_tokens_of_a_step():
 
 
 @pytest.mark.parametrize("kind", [MQAR, Needles])
-@pytest.mark.parametrize("bad, message", [(dict(length=20), "at least 3 \\* pairs"), (dict(pairs=0), "pairs >= 1"),
+@pytest.mark.parametrize("bad, message", [(dict(length=20), "at least 3 \\* pairs"), (dict(pairs=0), "pairs must be an integer >= 1; got 0"),
                                           (dict(vocab_size=16), "vocab_size must exceed")])
 def test_impossible_tasks_are_refused(kind, bad, message):
     with pytest.raises(ValueError, match=message):
