@@ -133,6 +133,16 @@ def clear(r, t, a):
     t.clear()
 
 
+def every(key, change):
+    return lambda t: {n: change(x) if n.endswith(key) else x for n, x in t.items()}
+
+
+STEPS = [every("losses", change) for change in (lambda x: x[:-1], lambda x: torch.cat([x, x]), lambda x: x[None], lambda x: x.float(), lambda x: x[0],
+                                                lambda x: x / 0, lambda x: x[:0])]
+STEPS += [every(".step", lambda x: x + 1), every(".step", lambda x: x - 1), every("adam.0.step", lambda x: x - 0.5), every("adam.0.step", lambda x: x - 9)]
+STEPS += [every(".exp_avg_sq", torch.neg), lambda t: every("losses", lambda x: torch.cat([x, x]))(every(".step", lambda x: x * 2)(t))]
+
+
 TENSORS = [pop, rename, recast, reshape, poison, add, clear]
 ABOUT = {
     "nothing": lambda r, a: None, "a list": lambda r, a: [a], "a text": lambda r, a: "model", "empty": lambda r, a: {},
@@ -173,7 +183,7 @@ def damages(path, r):
         extra = {"weights": {"an option": option}}.get(path.name, {})
         if "cache" in path.name:
             extra = {"lengths": lambda r, a: a | dict([r.choice(LENGTHS)])}
-        for what, change in [*ABOUT.items(), *extra.items() , *extra.items()]:
+        for what, change in [*ABOUT.items(), *extra.items(), *extra.items()]:
             tensors, about = load_tensors(path)
             if (changed := change(r, json.loads(json.dumps(about)))) != about:
                 yield what, lambda target: save_tensors(target, tensors, changed)
@@ -198,6 +208,14 @@ def test_1100_damaged_files_are_refused_by_name(files, tmp_path, monkeypatch):
                 wrong.append((path.name, what, f"{type(error).__name__}: {error}"))
             done[path.name, what] += 1
     assert done.total() == 1100 and not wrong, f"{len(wrong)} of {done.total()}: {wrong[:20]}"
+
+
+@pytest.mark.parametrize("change", STEPS, ids=range(len(STEPS)))
+def test_losses_and_steps_that_no_run_can_have_had(change, files, tmp_path):
+    tensors, about = load_tensors(next(path for path in files if path.name == "checkpoint"))
+    save_tensors(tmp_path / "changed", change(tensors), about)
+    with pytest.raises(ValueError, match="changed does not fit|changed holds NaN"):
+        load_run(tmp_path / "changed")
 
 
 def test_every_byte_counts(files, tmp_path):
