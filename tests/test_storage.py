@@ -192,10 +192,16 @@ def test_the_default_type_and_device_do_not_matter(tmp_path):
 
 @pytest.mark.parametrize("bad, message", [
     (torch.zeros(2, device="meta"), "tensors: w must be dense and have values; got torch.strided on meta"), ([1.0], "tensors: w must be a tensor; got list"),
-    (torch.eye(2).to_sparse(), "tensors: w must be dense and have values; got torch.sparse_coo on cpu")], ids=str)
+    (torch.eye(2).to_sparse(), "tensors: w must be dense and have values; got torch.sparse_coo on cpu"),
+    (torch.zeros(2, dtype=torch.complex128), "tensors: safetensors has no such type or name: torch.complex128")], ids=str)
 def test_tensors_that_have_no_values_are_refused(bad, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         save_tensors(tmp_path / "w", {"w": bad}, {})
+    for name in ("__metadata__", 3, "\ud800"):
+        with pytest.raises(ValueError, match="tensors: "):
+            save_tensors(tmp_path / "w", {name: torch.zeros(2)}, {})
+    with pytest.raises(ValueError, match="content must be bytes; got str"):
+        write_atomic(tmp_path / "w", "text")
     assert not list(tmp_path.iterdir())
 
 

@@ -120,6 +120,18 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
         run(model)
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
+    "sqrt(0) is finite and its gradient is not: the next checkpoint would have held NaN."
+    class Rooted(Bare):
+        def forward(self, tokens):
+            return super().forward(tokens) + (self.unused - self.unused.detach().round()).abs().sum().sqrt()
+    model = Rooted()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match="the gradient's norm became nan at step 0; the last checkpoint is kept"):
+        run(model, checkpoint=tmp_path / "c", every=1)
+    assert not (tmp_path / "c").exists() and all(map(torch.equal, before, model.parameters()))
+
+
 def test_learning_rate_warms_up_and_falls_to_a_tenth():
     config = TrainConfig(steps=100, learning_rate=1.0, warmup=10)
     rates = [config.rate(step) for step in range(100)]
