@@ -156,7 +156,7 @@ OPTIONS = {"mixer": [None, {}, [], "MCConfig"], "vocab_size": [None, 5, 7, "6", 
            "gate_scale": [None, "1", []], "softmax": [None, "all of them"], "chunk_size": [None, 0, 2.0], "segmentation": [None, "random"]}
 LENGTHS = [("lengths", v) for v in (None, 4, "22", [2], [2, 2, 2, 2], [2, 2, 3], [2, 2, -2], [2, 2, 0], [2, 2, 2.0], [2, 2, "2"], [2, 2, True], [2, 2, None],
                                     [6, 0, 0], [1, 1, 4], [[2], [2], [2]], {"a": 2}, [])]
-LENGTHS += [("about", {"memory": "linear", "size": v}) for v in (0, -2, 3, "2", [2], 1.5)]
+LENGTHS += [("about", {"segmentation": kind, "size": v}) for v in (0, -2, 3, "2", [2], 1.5) for kind in ("constant", "fenwick")]
 LENGTHS += [("running", v) for v in (None, -1, 2, 7, 1.0, "1", True, [1], 10**12)] + [("about", v) for v in (None, [], "linear", 3)]
 
 
