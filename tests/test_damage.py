@@ -86,8 +86,10 @@ def exchange(r, whole):
 BYTES = {
     "a flipped bit": lambda r, w: flip(r, w), "a flipped byte in front": lambda r, w: flip(r, w, r.randrange(120)),
     "cut": lambda r, w: w[: r.randrange(len(w))], "a zeroed tail": zero, "exchanged": exchange,
-    "longer": lambda r, w: w + r.choice([b"\n", b"\0", b" " * 8, w]), "twice a stretch": lambda r, w: w[: (i := r.randrange(1, len(w)))] + w[i // 2 :],
-    "garbage": lambda r, w: r.choice([b"", b"{}", b"[" * 100_000, b"9" * 5000, b"PK\3\4" + w, b"\x80\4.", r.randbytes(300), b"null", b"\xef\xbb\xbf" + w]),
+    "longer": lambda r, w: w + r.choice([b"\n", b"\0", b" " * 8, w]),
+    "twice a stretch": lambda r, w: w[: (i := r.randrange(1, len(w)))] + w[i // 2 :],
+    "garbage": lambda r, w: r.choice([b"", b"{}", b"[" * 100_000, b"9" * 5000,
+                                      b"PK\3\4" + w, b"\x80\4.", r.randbytes(300), b"null", b"\xef\xbb\xbf" + w]),
     "other blanks": lambda r, w: w.replace(b" ", b"\t", r.randrange(1, 4)) if b" " in w else w[1:],
 }
 HEADERS = {
@@ -112,12 +114,14 @@ def rename(r, t, a):
 
 def recast(r, t, a):
     name = r.choice(sorted(t))
-    t[name] = t[name].to(r.choice([k for k in (torch.int64, torch.bool, torch.float16, torch.complex64, torch.float8_e4m3fn) if k != t[name].dtype]))
+    kinds = torch.int64, torch.bool, torch.float16, torch.complex64, torch.float8_e4m3fn
+    t[name] = t[name].to(r.choice([kind for kind in kinds if kind != t[name].dtype]))
 
 
 def reshape(r, t, a):
     name = r.choice(sorted(t))
-    t[name] = r.choice([lambda x: x[None], lambda x: torch.stack([x, x], -1), lambda x: x[..., None], lambda x: x.new_zeros(0)])(t[name])
+    changes = [lambda x: x[None], lambda x: torch.stack([x, x], -1), lambda x: x[..., None], lambda x: x.new_zeros(0)]
+    t[name] = r.choice(changes)(t[name])
 
 
 def poison(r, t, a):
@@ -149,13 +153,15 @@ ABOUT = {
     "a key more": lambda r, a: a | {"future": 1}, "a key fewer": lambda r, a: {k: a[k] for k in sorted(a)[1:]},
     "null in it": lambda r, a: a | {r.choice(sorted(a)): None}, "a number in it": lambda r, a: a | {r.choice(sorted(a)): -1},
 }
-OPTIONS = {"mixer": [None, {}, [], "MCConfig"], "vocab_size": [None, 5, 7, "6", 6.0, -6, True], "num_layers": [None, 0, 2, 10**9, "1", [1]],
-           "expansion": [0, 1, None, 1e9], "window": [3], "kind": ["Delta", None, 7, "AttentionConfig", []], "d_model": [None, 8, "4", 10**18, -4, 4.0],
-           "num_heads": [None, 1, 3, 0], "backend": [None, "linear", "delta", 3, ["dla"]], "aggregation": [None, "none", "best"], "init": [None, "later"],
-           "segment_size": [None, 0, -2, "2", 1.5], "gate": [None, "shared", "x"], "top_k": [None, 0, "4"], "pool": [None, "max"], "conv_size": [None, 0, 1, 3],
-           "gate_scale": [None, "1", []], "softmax": [None, "all of them"], "chunk_size": [None, 0, 2.0], "segmentation": [None, "random"]}
-LENGTHS = [("lengths", v) for v in (None, 4, "22", [2], [2, 2, 2, 2], [2, 2, 3], [2, 2, -2], [2, 2, 0], [2, 2, 2.0], [2, 2, "2"], [2, 2, True], [2, 2, None],
-                                    [6, 0, 0], [1, 1, 4], [[2], [2], [2]], {"a": 2}, [])]
+OPTIONS = {
+    "mixer": [None, {}, [], "MCConfig"], "vocab_size": [None, 5, 7, "6", 6.0, -6, True], "num_layers": [None, 0, 2, 10**9, "1", [1]],
+    "expansion": [0, 1, None, 1e9], "window": [3], "kind": ["Delta", None, 7, "AttentionConfig", []], "d_model": [None, 8, "4", 10**18, -4, 4.0],
+    "num_heads": [None, 1, 3, 0], "backend": [None, "linear", "delta", 3, ["dla"]], "aggregation": [None, "none", "best"], "init": [None, "later"],
+    "segment_size": [None, 0, -2, "2", 1.5], "gate": [None, "shared", "x"], "top_k": [None, 0, "4"], "pool": [None, "max"], "conv_size": [None, 0, 1, 3],
+    "gate_scale": [None, "1", []], "softmax": [None, "all of them"], "chunk_size": [None, 0, 2.0], "segmentation": [None, "random"]}
+LENGTHS = [("lengths", v) for v in (
+    None, 4, "22", [2], [2, 2, 2, 2], [2, 2, 3], [2, 2, -2], [2, 2, 0], [2, 2, 2.0], [2, 2, "2"], [2, 2, True], [2, 2, None], [6, 0, 0], [1, 1, 4],
+    [[2], [2], [2]], {"a": 2}, [])]
 LENGTHS += [("about", {"segmentation": kind, "size": v}) for v in (0, -2, 3, "2", [2], 1.5) for kind in ("constant", "fenwick")]
 LENGTHS += [("running", v) for v in (None, -1, 2, 7, 1.0, "1", True, [1], 10**12)] + [("about", v) for v in (None, [], "linear", 3)]
 
@@ -217,6 +223,16 @@ def test_losses_and_steps_that_no_run_can_have_had(change, files, tmp_path):
     save_tensors(tmp_path / "changed", change(tensors), about)
     with pytest.raises(ValueError, match="changed does not fit|changed holds NaN"):
         load_run(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("name", ["linear cache", "swla cache", "titans cache"])
+def test_lengths_that_no_pass_leaves(name, files, tmp_path):
+    path = next(path for path in files if path.name == name)
+    for key, value in LENGTHS:
+        tensors, about = load_tensors(path)
+        save_tensors(tmp_path / "changed", tensors, about | {key: value})
+        with pytest.raises(ValueError, match="changed is not a segment cache|changed does not fit"):
+            mc.SegmentCache.load(tmp_path / "changed")
 
 
 def test_every_byte_counts(files, tmp_path):

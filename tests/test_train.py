@@ -187,6 +187,19 @@ def test_a_model_without_a_configuration_is_known_by_its_shapes(tmp_path):
     assert run(resumed, checkpoint=tmp_path / "c") == losses and same(resumed, whole)
 
 
+def test_a_configuration_that_is_a_dataclass_belongs_to_the_run(tmp_path):
+    "Segments of 2 and of 4 have the same shapes."
+    def configured(size):
+        model = Bare()
+        model.config = model[1].config = replace(model[1].config, segment_size=size)
+        return model
+    run(configured(4), checkpoint=tmp_path / "c", stop=2)
+    with pytest.raises(ValueError, match="belongs to another run.*'segment_size': 4.*'segment_size': 2"):
+        run(configured(2), checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="adam must be a torch.optim.AdamW; got SGD"):
+        save_checkpoint(tmp_path / "c", Bare(), torch.optim.SGD(Bare().parameters()), [], {})
+
+
 def test_an_untrained_checkpoint_is_the_start(tmp_path):
     model, whole, resumed = fresh(), fresh(), fresh()
     save_checkpoint(tmp_path / "c", model, optimiser(model), [], {"train": asdict(CONFIG), "model": model.config.to_dict()})
