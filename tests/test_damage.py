@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 import mc
+from mc.bench import MQARRun, measure
 from mc.storage import load_json, load_tensors, save_json, save_tensors
 from mc.train import TrainConfig, describe, load_checkpoint, optimiser, save_checkpoint, train
 
@@ -244,3 +245,18 @@ def test_every_byte_counts(files, tmp_path):
                 target.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
                 with pytest.raises(ValueError, match=path.name):
                     load(target)
+
+
+@pytest.mark.parametrize("bad", ["zeroed", "a model", "a record"])
+def test_no_record_is_made_of_a_damaged_checkpoint(bad, tmp_path):
+    run = MQARRun("grm", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8)
+    checkpoint, model = tmp_path / ".grm-seed0.checkpoint", run.model()
+    about = {"train": asdict(TrainConfig(4, run.learning_rate, 0)), "model": describe(model)}
+    {"a model": lambda: model.save(checkpoint), "a record": lambda: save_json(checkpoint, {"losses": [1.0]}),
+     "zeroed": lambda: save_checkpoint(checkpoint, model, optimiser(model), [], about)}[bad]()
+    if bad == "zeroed":
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(whole[:-40_000] + bytes(40_000))
+    with pytest.raises(ValueError, match="grm-seed0.checkpoint"):
+        measure(run, tmp_path, "a test")
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]
