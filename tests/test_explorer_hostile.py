@@ -257,7 +257,7 @@ DOORS = {    # what is called, and the words of the error
     "states of a token too large": (lambda: explore_states({"a": model(20)}, BATCH), "must lie between 0 and 19, the vocabulary of 'a'"),
     "states of NaN": (lambda: explore_states({"a": broken("norm.weight", NAN)}, BATCH), "has diverged: 1 of the 16 numbers of norm.weight"),
     "states of 10,000 tokens": (lambda: explore_states({"a": model()}, LONG), "batch must have at most 2,048 tokens; got 10,000"),
-    "states of too many numbers": (lambda: explore_states({"a": model(width=128)}, mqar(length=2000)), "a page holds 656,250 numbers; these .* are 4,"),
+    "states of too many numbers": (lambda: explore_states({"a": model(width=128)}, mqar(length=2000)), "a page holds 825,000 numbers; these .* are 4,"),
     "what nobody hears": (lambda: hear("model", BATCH.tokens), "models must be a LanguageModel"),
     "time of text": (lambda: play("model", BATCH, 0, "t"), "model must be a LanguageModel on the CPU; got a str"),
     "time of attention": (lambda: play(attention(), BATCH, 0, "t"), "model must be linear GRM"),
@@ -411,7 +411,9 @@ def test_a_window_in_a_browser(browser, tmp_path, width):
     assert boxes.count() == 1 + len(data["lengths"]) and f"{start // 4} earlier segments" in boxes.first.inner_text()
     last = len(data["tokens"]) - 1
     page.locator(f".token[data-index='{last}']").click()
-    assert page.locator(".status").inner_text().startswith(f"token {start + last + 1} of 3000 · segment {(start + last) // 4 + 1} is running")
+    assert page.locator(".status").inner_text().startswith(f"token {start + last + 1} of 3000 · segment {(start + last) // 4 + 1} is running "
+                                                            f"({(start + last) % 4 + 1} token")
+    assert "so far" in page.locator(".status").inner_text()
     assert "one of the" in page.locator(".story").inner_text() and "true" in boxes.first.get_attribute("class")
     gates = gates_of(data["variants"][0], last + 1)[:, last]
     for layer, head, slot, value in page.locator(".gate[data-layer]").evaluate_all(
