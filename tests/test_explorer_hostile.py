@@ -14,12 +14,12 @@ import torch
 import mc
 from conftest import FLAGS, chromium
 from mc.explorers.base import Explorer, pack, picture, sequence
-from mc.explorers.by_hand import ByHandExplorer, by_hand, draws
+from mc.explorers.by_hand import ByHandExplorer, ask, by_hand, draws
 from mc.explorers.dial import Dial, dial_data, still_of
 from mc.explorers.live import live, parse, questions, rewired
 from mc.explorers.routing import explore, gates_of
 from mc.explorers.states import explore_states, hear
-from mc.explorers.time import play, sizes
+from mc.explorers.time import closeness, play, reread, sizes
 from mc.tasks.mqar import IGNORE, MQAR, Batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -285,7 +285,7 @@ DOORS = {    # what is called, and the words of the error
     "a draw of seed None": (lambda: draws(1, None), "seed must be an integer >= 0; got None"),
     "by hand of text": (lambda: by_hand("stories"), "stories must be a tensor .* got str"),
     "by hand of nothing": (lambda: by_hand(torch.zeros(0, 2, 4, 3)), r"stories must be a tensor .* got \(0, 2, 4, 3\)"),
-    "by hand of 101 stories": (lambda: by_hand(draws(101, 0)), "n from 1 to 100"),
+    "by hand of 101 stories": (lambda: by_hand(draws(101, 0)), "stories must be at most 100; got 101"),
     "by hand of whole numbers": (lambda: by_hand(TINY.long()), "stories must hold numbers with a point; got torch.int64"),
     "by hand of NaN": (lambda: by_hand(TINY + NAN), "stories must be finite and between -100 and 100"),
     "by hand of large numbers": (lambda: by_hand(TINY + 1e30), "stories must be finite and between -100 and 100"),
@@ -293,6 +293,17 @@ DOORS = {    # what is called, and the words of the error
     "by hand without a title": (lambda: by_hand(draws(1, 0), None), "title must be text"),
     "by hand of scale True": (lambda: ByHandExplorer(data=by_hand(draws(1, 0)).data, settings={"scale": True}), "scale must be a number between 0 and 4; got True"),
     "by hand of scale NaN": (lambda: ByHandExplorer(data=by_hand(draws(1, 0)).data, settings={"scale": NAN}), "scale must be a number between 0 and 4; got nan"),
+    "asked by hand with text": (lambda: ask(draws(1, 0), "settings"), "settings must be among .* got 'settings'"),
+    "asked by hand at 99": (lambda: ask(draws(1, 0), {"position": 99}), "position must be at most 22; got 99"),
+    "closeness of plain tokens": (lambda: closeness(model(), tokens(20), 4), "batch must be a Batch; got a Tensor"),
+    "closeness without answers": (lambda: closeness(model(), UNANSWERED, 4), "batch must say where the answer to each question stands"),
+    "closeness in segments of 0": (lambda: closeness(model(), BATCH, 0), "size must be an integer >= 1; got 0"),
+    "a reread text": (lambda: reread("model", 4), "models must be a LanguageModel"),
+    "a picture of nothing": (lambda: picture(torch.zeros(0, 3), ""), r"values must be a matrix of finite numbers; got \(0, 3\)"),
+    "a picture of NaN": (lambda: picture(torch.full((2, 3), NAN), ""), "values must be a matrix of finite numbers"),
+    "a packed list": (lambda: pack([0.0]), r"values must be a dense tensor; got \[0.0\]"),
+    "a page in no file": (lambda: Explorer().save_html(None), "path must be the path of a file; got None"),
+    "half a segment": (lambda: sequence(BATCH, [31.5, 0.5]), "lengths must be an integer >= 1; got 31.5"),
     "live in no folder": (lambda: live(None), "folder must be the path of a folder; got None"),
     "live tokens that are a list": (lambda: parse([1, 2], 8), r"text must be text; got \[1, 2\]"),
     "live vocabulary of 0": (lambda: parse("1", 0), "vocab_size must be an integer >= 1; got 0"),
