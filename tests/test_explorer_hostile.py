@@ -254,6 +254,7 @@ DOORS = {    # what is called, and the words of the error
     "states of layer True": (lambda: explore_states({"a": model()}, BATCH, layer=True), "layer must be 0 to 0; got True"),
     "states of head 2": (lambda: explore_states({"a": model()}, BATCH, heads=2), "heads must be some of 0 to 1; got 2"),
     "states of heads 'a'": (lambda: explore_states({"a": model()}, BATCH, heads=["a"]), r"heads must be some of 0 to 1; got \['a'\]"),
+    "states of head True": (lambda: explore_states({"a": model()}, BATCH, heads=[True]), r"heads must be some of 0 to 1; got \[True\]"),
     "states of a token too large": (lambda: explore_states({"a": model(20)}, BATCH), "must lie between 0 and 19, the vocabulary of 'a'"),
     "states of NaN": (lambda: explore_states({"a": broken("norm.weight", NAN)}, BATCH), "has diverged: 1 of the 16 numbers of norm.weight"),
     "states of 10,000 tokens": (lambda: explore_states({"a": model()}, LONG), "batch must have at most 2,048 tokens; got 10,000"),
