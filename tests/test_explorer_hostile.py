@@ -14,12 +14,12 @@ import torch
 import mc
 from conftest import FLAGS, chromium
 from mc.explorers.base import Explorer, pack, picture, sequence
-from mc.explorers.by_hand import ByHandExplorer, by_hand, draws
+from mc.explorers.by_hand import ByHandExplorer, ask, by_hand, draws
 from mc.explorers.dial import Dial, dial_data, still_of
 from mc.explorers.live import live, parse, questions, rewired
 from mc.explorers.routing import explore, gates_of
 from mc.explorers.states import explore_states, hear
-from mc.explorers.time import play, sizes
+from mc.explorers.time import closeness, play, reread, sizes
 from mc.tasks.mqar import IGNORE, MQAR, Batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,10 +254,11 @@ DOORS = {    # what is called, and the words of the error
     "states of layer True": (lambda: explore_states({"a": model()}, BATCH, layer=True), "layer must be 0 to 0; got True"),
     "states of head 2": (lambda: explore_states({"a": model()}, BATCH, heads=2), "heads must be some of 0 to 1; got 2"),
     "states of heads 'a'": (lambda: explore_states({"a": model()}, BATCH, heads=["a"]), r"heads must be some of 0 to 1; got \['a'\]"),
+    "states of head True": (lambda: explore_states({"a": model()}, BATCH, heads=[True]), r"heads must be some of 0 to 1; got \[True\]"),
     "states of a token too large": (lambda: explore_states({"a": model(20)}, BATCH), "must lie between 0 and 19, the vocabulary of 'a'"),
     "states of NaN": (lambda: explore_states({"a": broken("norm.weight", NAN)}, BATCH), "has diverged: 1 of the 16 numbers of norm.weight"),
     "states of 10,000 tokens": (lambda: explore_states({"a": model()}, LONG), "batch must have at most 2,048 tokens; got 10,000"),
-    "states of too many numbers": (lambda: explore_states({"a": model(width=128)}, mqar(length=2000)), "a page holds 656,250 numbers; these .* are 4,"),
+    "states of too many numbers": (lambda: explore_states({"a": model(width=128)}, mqar(length=2000)), "a page holds 825,000 numbers; these .* are 4,"),
     "what nobody hears": (lambda: hear("model", BATCH.tokens), "models must be a LanguageModel"),
     "time of text": (lambda: play("model", BATCH, 0, "t"), "model must be a LanguageModel on the CPU; got a str"),
     "time of attention": (lambda: play(attention(), BATCH, 0, "t"), "model must be linear GRM"),
@@ -285,7 +286,7 @@ DOORS = {    # what is called, and the words of the error
     "a draw of seed None": (lambda: draws(1, None), "seed must be an integer >= 0; got None"),
     "by hand of text": (lambda: by_hand("stories"), "stories must be a tensor .* got str"),
     "by hand of nothing": (lambda: by_hand(torch.zeros(0, 2, 4, 3)), r"stories must be a tensor .* got \(0, 2, 4, 3\)"),
-    "by hand of 101 stories": (lambda: by_hand(draws(101, 0)), "n from 1 to 100"),
+    "by hand of 101 stories": (lambda: by_hand(draws(101, 0)), "stories must be at most 100; got 101"),
     "by hand of whole numbers": (lambda: by_hand(TINY.long()), "stories must hold numbers with a point; got torch.int64"),
     "by hand of NaN": (lambda: by_hand(TINY + NAN), "stories must be finite and between -100 and 100"),
     "by hand of large numbers": (lambda: by_hand(TINY + 1e30), "stories must be finite and between -100 and 100"),
@@ -293,6 +294,17 @@ DOORS = {    # what is called, and the words of the error
     "by hand without a title": (lambda: by_hand(draws(1, 0), None), "title must be text"),
     "by hand of scale True": (lambda: ByHandExplorer(data=by_hand(draws(1, 0)).data, settings={"scale": True}), "scale must be a number between 0 and 4; got True"),
     "by hand of scale NaN": (lambda: ByHandExplorer(data=by_hand(draws(1, 0)).data, settings={"scale": NAN}), "scale must be a number between 0 and 4; got nan"),
+    "asked by hand with text": (lambda: ask(draws(1, 0), "settings"), "settings must be among .* got 'settings'"),
+    "asked by hand at 99": (lambda: ask(draws(1, 0), {"position": 99}), "position must be at most 22; got 99"),
+    "closeness of plain tokens": (lambda: closeness(model(), tokens(20), 4), "batch must be a Batch; got a Tensor"),
+    "closeness without answers": (lambda: closeness(model(), UNANSWERED, 4), "batch must say where the answer to each question stands"),
+    "closeness in segments of 0": (lambda: closeness(model(), BATCH, 0), "size must be an integer >= 1; got 0"),
+    "a reread text": (lambda: reread("model", 4), "models must be a LanguageModel"),
+    "a picture of nothing": (lambda: picture(torch.zeros(0, 3), ""), r"values must be a matrix of finite numbers; got \(0, 3\)"),
+    "a picture of NaN": (lambda: picture(torch.full((2, 3), NAN), ""), "values must be a matrix of finite numbers"),
+    "a packed list": (lambda: pack([0.0]), r"values must be a dense tensor; got \[0.0\]"),
+    "a page in no file": (lambda: Explorer().save_html(None), "path must be the path of a file; got None"),
+    "half a segment": (lambda: sequence(BATCH, [31.5, 0.5]), "lengths must be an integer >= 1; got 31.5"),
     "live in no folder": (lambda: live(None), "folder must be the path of a folder; got None"),
     "live tokens that are a list": (lambda: parse([1, 2], 8), r"text must be text; got \[1, 2\]"),
     "live vocabulary of 0": (lambda: parse("1", 0), "vocab_size must be an integer >= 1; got 0"),
@@ -328,10 +340,9 @@ def test_states_and_time_of_any_model_are_a_page(options, tmp_path):
 def test_the_weights_keep_their_type_when_they_are_reread():
     "In float32 the answers of a float64 model would be those of other weights."
     one = model(dtype=torch.float64)
-    data = play(one, BATCH, 0, "t").data
-    with torch.no_grad():
-        best = one(BATCH.tokens)[0, BATCH.labels[0] != IGNORE].argmax(-1)
-    assert data["answers"][data["sizes"].index(4)] == [str(b) for b in best.tolist()]
+    one.embedding.weight.data += 1e-9
+    for other in (reread(one, 4), rewired(one, segment_size=4)):
+        assert other.embedding.weight.dtype == torch.float64 and torch.equal(other(BATCH.tokens), one(BATCH.tokens))
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path):
@@ -411,7 +422,9 @@ def test_a_window_in_a_browser(browser, tmp_path, width):
     assert boxes.count() == 1 + len(data["lengths"]) and f"{start // 4} earlier segments" in boxes.first.inner_text()
     last = len(data["tokens"]) - 1
     page.locator(f".token[data-index='{last}']").click()
-    assert page.locator(".status").inner_text().startswith(f"token {start + last + 1} of 3000 · segment {(start + last) // 4 + 1} is running")
+    assert page.locator(".status").inner_text().startswith(f"token {start + last + 1} of 3000 · segment {(start + last) // 4 + 1} is running "
+                                                            f"({(start + last) % 4 + 1} token")
+    assert "so far" in page.locator(".status").inner_text()
     assert "one of the" in page.locator(".story").inner_text() and "true" in boxes.first.get_attribute("class")
     gates = gates_of(data["variants"][0], last + 1)[:, last]
     for layer, head, slot, value in page.locator(".gate[data-layer]").evaluate_all(

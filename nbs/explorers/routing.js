@@ -17,10 +17,11 @@ function openingVariant(v, wanted) {
 // the story in one frame.
 function openingToken(v, w, wanted) {
   if (Number.isInteger(wanted) && wanted >= 0 && wanted < v.T) return wanted;
-  const told = v.queries.filter((t) => w.isRight(t) && w.trueSlot(t) !== null && w.trueSlot(t) !== w.online && !w.folded(w.trueSlot(t)));
+  const told = v.queries.filter((t) => w.isRight(t) && w.trueSlot(t) !== null && w.trueSlot(t) !== w.online);
   if (!told.length) return v.queries[0] ?? v.T - 1;
-  const telling = told.filter((t) => v.variants.every((other) => other.gated || !other.isRight(t)));
-  return (telling.length ? telling : told).reduce((a, b) => (w.trueMass(b) > w.trueMass(a) ? b : a));
+  const near = told.filter((t) => !w.folded(w.trueSlot(t))), seen = near.length ? near : told;
+  const telling = seen.filter((t) => v.variants.every((other) => other.gated || !other.isRight(t)));
+  return (telling.length ? telling : seen).reduce((a, b) => (w.trueMass(b) > w.trueMass(a) ? b : a));
 }
 
 function story(v) {

@@ -48,7 +48,7 @@ function readVariant(v, data) {
   const slotName = (slot) => (slot === online ? "online memory" : `segment${number(slot).includes("–") ? "s" : ""} ${number(slot)}${folded(slot) ? ", added up" : ""}`);
   const isRight = (t) => target[t] != null && data.answers[t]?.[0]?.[0] === target[t];
   // The gate on the true segment; of a sum no more than that is known.
-  const share = (t, gate) => `${folded(trueSlot(t)) ? "≤ " : ""}${percent(gate)}`;
+  const share = (t, gate) => `${folded(trueSlot(t)) ? "≤" : ""}${percent(gate)}`;
   const addsUp = (t) => memories.some((_, slot) => folded(slot) && sees(t, slot));
   const longest = Math.max(0, ...memories.map((_, slot) => (folded(slot) ? 0 : number(slot).length)));
   const slots = online + 1, grouped = memories.some((_, slot) => !folded(slot) && number(slot).includes("–"));
@@ -96,6 +96,7 @@ function headRow(v, w, layer, head) {
       cell.style.setProperty("--gate", cell.dataset.value);
       setText(cell, shut ? "" : short(values[slot]));
     });
+    setClass(mass, "mass", truth !== null && w.folded(truth) && "most");
     setText(mass, truth !== null ? w.share(t, values[truth]) : v.asks ? "–" : "");
   };
   return { el: h("div", { class: "line", role: "row" }, name, ...cells, mass), draw };

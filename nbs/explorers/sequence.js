@@ -15,16 +15,18 @@ function readSequence(data) {
   const number = (t) => before + t + 1, segment = (s) => past + s + 1, column = (s) => s + Math.min(past, 1);
   const position = (t) => t - starts[segmentOf[t]] + 1 + (segmentOf[t] ? 0 : skipped);
   const length = (s) => lengths[s] + (s ? 0 : skipped);
+  const goesOn = (s) => s === lengths.length - 1 && before + T < of; // after the window
+  const progress = (t) => (goesOn(segmentOf[t]) ? `${plural(position(t), "token")} so far` : `${position(t)} of ${plural(length(segmentOf[t]), "token")}`);
   const folded = () => false;
   const cached = (t) => segmentOf[t]; // memories, not tokens; an explorer that knows better replaces it
   const phase = (s, t) => (s < segmentOf[t] ? "closed" : s > segmentOf[t] ? "future" : "running");
-  return { ...data, T, of, past, before, skipped, starts, segmentOf, queries, number, segment, column, trueSegment, truePair, position, length, cached, folded, phase };
+  return { ...data, T, of, past, before, skipped, starts, segmentOf, queries, number, segment, column, trueSegment, truePair, position, length, goesOn, progress, cached, folded, phase };
 }
 
 function timeText(v, t) {
   const s = v.segmentOf[t];
   const earlier = v.folded(t) ? ", and those of earlier segments" : "";
-  return `segment ${v.segment(s)} is running (${v.position(t)} of ${plural(v.length(s), "token")}); ${plural(v.cached(t), "state")} in the cache${earlier}`;
+  return `segment ${v.segment(s)} is running (${v.progress(t)}); ${plural(v.cached(t), "state")} in the cache${earlier}`;
 }
 
 function timeBar(v, { hold, jump }) {
@@ -76,7 +78,7 @@ function segmentBox(v, s, { letters, columns }) {
   const draw = (t, held, pair) => {
     const phase = v.phase(s, t), truth = v.trueSegment(t) === s;
     setClass(el, "segment", phase, truth && "true");
-    const state = { closed: v.cached(t) ? "cached" : "", running: `running ${v.position(t)}/${v.length(s)}`, future: "" }[phase];
+    const state = { closed: v.cached(t) ? "cached" : "", running: `running ${v.position(t)}${v.goesOn(s) ? "" : `/${v.length(s)}`}`, future: "" }[phase];
     setText(remark, tight ? (truth ? "◆" : "") : truth ? "◆ true pair" : state);
     tokens.forEach((token) => token.draw(t, held, pair));
   };
