@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import mc
-from cells import B, C, CELLS, CUTS, D, DEEP, H, MEMORIES, assert_same, call, memory_of, outcome, rules_of, segments_of, tokens, weights
+from cells import (B, C, CELLS, CUTS, D, DEEP, H, MEMORIES, assert_same, call, memory_of, outcome, randn, rules_of, segments_of, tokens,
+                   weights)
 from mc.read.router import AGGREGATIONS, INITS
 
 LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 63]
