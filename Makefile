@@ -29,8 +29,8 @@ quietly = mkdir -p _build/logs && { { $(2); } > _build/logs/$(1).log 2>&1 || { \
 environment: .venv/.packages .venv/.mc
 
 .venv/.packages: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed, and $(PYTHON) is not; try make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	  || { echo "Python 3.11 to 3.14 is needed, and $(PYTHON) is not; try make PYTHON=/path/to/python3" >&2; exit 1; }
 	[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv > /dev/null \
 	  || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
 	echo "environment: torch (about half a minute)"

@@ -123,7 +123,7 @@ def damaged(cache, layer=True):
     "Caches with one field changed, and caches of others."
     m, other = cache.online["m"], mc.MemoryCachingLayer(replace(CONFIG, backend="swla"))
     bad = {"dict": {}, "list": [cache], "text": "cache", "number": 0, "object": THING, "true": True, "tensor": X, "keys": KEYS, "class": mc.SegmentCache,
-           "batch": cache.reorder(torch.tensor([0])), "three": cache.reorder(torch.tensor([0, 1, 1])), "double": cache.to(torch.float64), "half": cache.to(torch.float16),
+           "batch": cache.reorder(torch.tensor([0])), "three": cache.reorder(torch.tensor([0, 1, 1])),
            "meta": cache.to("meta"), "swla": other.forward_with_cache(X)[1]}
     fields = {"states": [None, {}, {"w": m}, {"m": m}, {"m": None}, {"m": cache.states["m"][:, :, :1]}, {"m": cache.states["m"].to_sparse()}],
               "pools": [None, cache.pools[:, :0], cache.pools[..., :3], cache.pools.numpy(), cache.pools.long()],
@@ -172,7 +172,8 @@ DOORS = [
     *[(f"call {n}", call, n, SIZE, None) for n in ("top_k", "chunk_size")],
     ("call segments", call, "segments", LENGTHS, None), ("call none segments", lambda segments: call(segments=segments, aggregation="none"), "segments", fewer(LENGTHS, "sum"), None),
     ("call gate_scale", call, "gate_scale", NUMBER, None),
-    *[(f"call {n}", call, n, FLAG, None) for n in ("detach_cache", "return_cache")],
+    *[(f"call {n}", call, n, FLAG, None) for n in ("detach_cache", "return_cache")], ("layer return_cache", lambda return_cache: LAYER(X, return_cache=return_cache), "return_cache", FLAG, None),
+    ("attention return_cache", lambda return_cache: ATTENTION(X, return_cache=return_cache), "return_cache", FLAG, None), ("forward cache", lambda cache: LAYER(X, cache=cache), "cache", damaged(CACHE), None),
     ("call memory", call, "memory", MEMORY, None), ("call cache", call, "cache", damaged(BARE, layer=False), None),
     ("call mask", call, "attention_mask", fewer(MASKS, "none"), None), ("call bounds", row, "cu_seqlens", BOUNDS, None),
     ("call rates", call, "coefficients", {"list": [1.0], "text": "eta", "number": 0.5, "unknown": {"eta": 1.0}, "key": {1: 1.0}, "object": THING, "set": {"eta"}, "true": True}, None),
@@ -209,7 +210,7 @@ DOORS = [
     ("rewind memory", lambda memory: rewind(BARE, 0, memory), "memory", {"none": None, "other": mc.SWLAMemory(), "class": mc.LinearMemory, "text": "linear"}, None),
     ("attention cache", lambda cache: ATTENTION.forward_with_cache(X, cache), "cache",
      {"dict": {}, "empty": (), "two": KEYS[:2], "segment": CACHE, "text": "abc", "number": 1, "nones": (None,) * 3, "numbers": (1, 2, 3), "batch": tuple(a[:1] for a in KEYS),
-      "double": tuple(a.double() for a in KEYS), "meta": tuple(a.to("meta") for a in KEYS), "values": (KEYS[0], KEYS[1][:, :, :1], KEYS[2]), "rank": (KEYS[0][0], *KEYS[1:]),
+      "long": tuple(a.long() for a in KEYS), "meta": tuple(a.to("meta") for a in KEYS), "values": (KEYS[0], KEYS[1][:, :, :1], KEYS[2]), "rank": (KEYS[0][0], *KEYS[1:]),
       "arrays": tuple(a.numpy() for a in KEYS), "inputs": (*KEYS[:2], KEYS[2][:, :0]), "heads": (KEYS[0][:, :1], KEYS[1][:, :1], KEYS[2])}, None),
     *[(f"{n} tokens", f, "tokens", {"none": None, "list": [[1]], "text": "a", "float": TOKENS.float(), "int32": TOKENS.int(), "bool": TOKENS > 0, "rank": TOKENS[0], "high": TOKENS + 6,
       "minus": TOKENS - 1, "empty": TOKENS[:, :0], "array": TOKENS.numpy(), "sparse": TOKENS.to_sparse(), "meta": TOKENS.to("meta"), "complex": TOKENS + 0j, "object": THING, "deep": TOKENS[None]}, None)
@@ -316,7 +317,7 @@ GOOD = {
     "zeros": lambda: LAYER(0 * X), "empty row": lambda: LAYER(X, torch.tensor([[1] * 6, [0] * 6])), "short rates": lambda: call(memory=MEMORIES["titans"], coefficients={"alpha": 0, "beta": 1, "eta": -2}),
     "scalar rates": lambda: call(memory=MEMORIES["dla"], coefficients={"eta": torch.tensor(0.1).double()}), "wider rates": lambda: call(memory=MEMORIES["dla"], coefficients={"eta": torch.ones(2, 6, 2).double()}),
     "values": lambda: call(v=Q[..., :3]), "bounds": lambda: row(cu_seqlens=np.array([0, 1, 6], dtype=np.uint8)), "wider weights": lambda: mc.DLAMemory(W1, W2.double()), "step again": lambda: LAYER.step(X[:, 0], CACHE),
-    "list cache": lambda: ATTENTION.forward_with_cache(X, list(KEYS)), "tuple of caches": lambda: MODEL.forward_with_cache(TOKENS, tuple(CACHES)), "nones": lambda: MODEL.forward_with_cache(TOKENS, [None, None]),
+    "other caches": lambda: [LAYER.step(X[:, 0], CACHE.to(kind)) for kind in (torch.float64, torch.float16)], "list cache": lambda: ATTENTION.forward_with_cache(X, list(KEYS)), "tuple of caches": lambda: MODEL.forward_with_cache(TOKENS, tuple(CACHES)), "nones": lambda: MODEL.forward_with_cache(TOKENS, [None, None]),
     "reorder": lambda: [CACHE.reorder(i) for i in ([0, 1, 1], np.array([1]), torch.tensor([0], dtype=torch.int32), (1, 0), range(2))], "to": lambda: [CACHE.to(torch.bfloat16), CACHE.to("cpu", torch.float64), CACHE.to(X), CACHE.to(device="meta")],
     "items": lambda: [CACHE[0], CACHE[-1], CACHE[np.int64(0)]], "cut": lambda: [LAYER.cut(CACHE, np.int64(1)), LAYER.cut(CACHE, 0)], "none": lambda: call(aggregation="none", segments=[3, 3]), "nan in scores": lambda: figures.heatmap([[NAN, 1]], "a", "b", "c", "d"),
     "array map": lambda: figures.heatmap(np.eye(2), "a", "b", "c", "d", centre=np.float32(0)), "costs": lambda: price(tokens=np.int64(100), segment_size=1000), "blocks": lambda: [fenwick.powers(0), fenwick.reach(0), fenwick.growing(np.int64(5))],

@@ -1,4 +1,5 @@
 """Half precision, long sequences and ties."""
+import copy
 import warnings
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 import mc
 from mc.backends import BACKENDS
+from mc.read.pools import code
 from mc.read.sparse import choose
 
 T = 4096
@@ -100,3 +102,80 @@ def test_of_equal_scores_the_earlier_wins():
     r = torch.tensor([[1.0, 2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [float("-inf"), 3.0, float("-inf"), float("-inf")]])
     assert choose(r, 2).tolist() == [[1, 2], [0, 1], [1, -1]] and choose(r, 9).shape == (3, 4)
     assert torch.equal(choose(r, 2), choose(r.bfloat16().float(), 2))
+
+
+HALVES = [torch.float16, torch.bfloat16]
+CELLS = [(b, a, i) for b in BACKENDS for a in ("none", "residual", "grm", "soup", "ssc") for i in ("independent", "checkpoint")]
+
+
+def layers_of(backend, aggregation, init, kind, **options):
+    torch.manual_seed(0)
+    config = mc.MCConfig(16, 2, backend=backend, aggregation=aggregation, init=init, segment_size=4, chunk_size=3, **options)
+    layer = mc.MemoryCachingLayer(config)
+    return layer, copy.deepcopy(layer).to(kind)
+
+
+def close(y, right, kind):
+    return y.isfinite().all() and (y.float() - right).abs().max() < (0.01 if kind == torch.float16 else 0.08)
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize("backend, aggregation, init", CELLS)
+def test_padding_and_zero_tokens_in_half_precision(backend, aggregation, init, kind):
+    "Padding anywhere, whatever stands in it, and tokens of zeros: module and autocast, outputs and gradients."
+    layer, half = layers_of(backend, aggregation, init, kind)
+    x, mask = draw(3, 12, 16), torch.ones(3, 12, dtype=torch.bool)
+    mask[1, 5:], mask[2, [0, 1, 7]] = False, False
+    x[0, [0, 3, 4]] = 0                                                    # of a convolution of two tokens: q = k = 0 at 0 and 4
+    x[~mask] = torch.tensor([float("nan"), 6e4, 0.0, 1.0]).repeat(3)[: int((~mask).sum()), None]
+    right = layer(x, attention_mask=mask)
+    with torch.autocast("cpu", kind):
+        cast = layer(x, attention_mask=mask)
+    small = half(x.to(kind), attention_mask=mask)
+    for y in (small, cast):
+        assert close(y, right, kind) and (y[~mask] == 0).all()
+    given = x.to(kind).requires_grad_()
+    half(given, attention_mask=mask).float().square().sum().backward()
+    assert given.grad.isfinite().all() and (given.grad[~mask] == 0).all() and all(p.grad.isfinite().all() for p in half.parameters())
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize("aggregation", ["residual", "none", "grm"])
+def test_large_reads_do_not_overflow_before_the_norm(aggregation, kind):
+    "Reads of 1,024 checkpoints pass 65,504, float16's largest number, before they are normalised."
+    layer, half = layers_of("linear", aggregation, "checkpoint", kind)
+    x = draw(1, 2048, 16) + 1
+    with torch.no_grad():
+        assert layer.inspect(x).cache.online["m"].abs().max() > 100
+        assert close(half(x.to(kind)), layer(x.to(kind).float()), kind)
+
+
+@pytest.mark.parametrize("mixer", [mc.MCConfig(16, 2, segment_size=4), mc.MCConfig(16, 2, backend="titans", segment_size=4), mc.AttentionConfig(16, 2)],
+                         ids=lambda m: getattr(m, "backend", "attention"))
+def test_zero_inputs_have_moderate_gradients(mixer):
+    torch.manual_seed(0)
+    layer = mc.LanguageModel(mc.LMConfig(8, 1, mixer)).blocks[0].mixer
+    for zeros in ([0], [4, 5], list(range(9))):
+        x = draw(1, 9, 16)
+        x[0, zeros] = 0
+        x.requires_grad_()
+        layer(x).sum().backward()
+        assert x.grad.abs().max() < 1e3                                    # 1e11 with a length guarded by 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_and_float64_are_the_same_function(backend):
+    "Also where reads are small: PyTorch's own norm guards with the spacing of the type."
+    layer, fine = layers_of(backend, "grm", "independent", torch.float64)
+    for scale in (1.0, 1e-2, 1e-3, 1e-4):
+        x = scale * draw(2, 11, 16)
+        assert (layer(x) - fine(x.double())).norm() < 1e-5 * fine(x.double()).norm()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_place_codes_have_length_one(width):
+    places = code(torch.arange(2000.0, dtype=torch.float64), width)
+    assert torch.allclose(places.norm(dim=-1), torch.ones(2000).double())
+    x = draw(4, 1, 12, 2, width)
+    assert mc.memory_caching(*x, mc.LinearMemory(), segments=4, pool="position").isfinite().all()
+    assert mc.MemoryCachingLayer(mc.MCConfig(2 * width, 2, gate="position", segment_size=4))(draw(1, 12, 2 * width)).isfinite().all()

@@ -51,3 +51,35 @@ def test_the_wheel_holds_the_package_and_its_explorers(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"mc/__init__.py", "mc/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css"} <= names
     assert all(name.startswith("mc") for name in names)
+
+
+def test_every_pin_allows_every_python_that_the_readme_allows():
+    "Else `make book` fails on a fresh machine after torch was downloaded. The Makefile asks the interpreter first, for the same range."
+    import importlib.metadata as metadata
+    import re
+    import tomllib
+
+    from packaging.specifiers import SpecifierSet
+
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    least, end = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", asked).groups()
+    assert f"not (3, {least}) <= sys.version_info < (3, {end})" in (ROOT / "Makefile").read_text()
+    assert f"Python 3.{least} or newer (up to 3.{int(end) - 1})" in (ROOT / "README.md").read_text()
+    pins = re.findall(r"^([\w.\-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.M)
+    assert len(pins) > 100
+    for name, version in pins:
+        found = metadata.distribution(name)
+        assert found.version.split("+")[0] == version
+        allowed = SpecifierSet(found.metadata.get("Requires-Python") or "")
+        assert all(f"3.{minor}.0" in allowed for minor in range(int(least), int(end))), f"{name}=={version} needs Python {allowed}"
+
+
+def test_another_interpreter_is_refused_before_anything_is_downloaded(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\nshift; exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 9); $1"\n')
+    fake.chmod(0o755)
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    run = subprocess.run(["make", "environment", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 2 and f"Python 3.11 to 3.14 is needed, and {fake} is not" in run.stderr and run.stdout == ""
+    assert not (tmp_path / ".venv").exists()

@@ -183,3 +183,32 @@ def test_a_failing_cell_is_named_and_the_old_notebook_stays(tree):
         nbtool.sync(tree)
     assert (tree / "nbs/02_two.ipynb").read_bytes() == before
     assert names(tree) == "nbs/02_two.md"
+
+
+def test_new_words_execute_nothing(tree, monkeypatch):
+    "Prose of a chapter, and a docstring of another chapter; outputs and widgets stay."
+    edit(tree / "nbs/01_one.md", "def double(x):\n", 'def double(x):\n    "Twice x."\n')
+    nbtool.sync(tree)
+    assert names(tree) == "" and '"Twice x."' in (tree / "mc/deep/one.py").read_text()
+    before = nbformat.read(tree / "nbs/02_two.ipynb", as_version=4)
+    edit(tree / "nbs/02_two.md", "# Two", "# Three\n\nMore words.")
+
+    async def never(*_):
+        raise AssertionError("a chapter was executed")
+
+    monkeypatch.setattr(nbtool, "execute", never)
+    nbtool.sync(tree)
+    after = nbformat.read(tree / "nbs/02_two.ipynb", as_version=4)
+    assert names(tree) == "" and "More words." in after.cells[0].source + after.cells[1].source
+    outputs = lambda nb: [c.outputs for c in nb.cells if c.cell_type == "code"]
+    assert outputs(after) == outputs(before) and after.metadata["widgets"] == before.metadata["widgets"]
+
+
+def test_what_a_function_imports_counts_where_it_is_named(tree):
+    "Else one line of CSS would execute every chapter that imports a package whose __init__ can show a picture."
+    edit(tree / "nbs/01_one.md", "    return 2 * x", "    return 2 * x\n\ndef show():\n    from mc.explorers import e2\n    return e2")
+    (tree / "nbs/03_e.md").write_text(HEADER % "explorers.e2" + '# E\n\n```{code-cell}\n:nbdev: {export: "true"}\n\nx = 1\n```\n')
+    (tree / "nbs/04_show.md").write_text(HEADER % "none" + "# S\n\n```{code-cell}\nfrom mc.deep import one\none.show()\n```\n")
+    nbtool.sync(tree)
+    (tree / "nbs/explorers/e.js").write_text("// f")
+    assert names(tree) == "nbs/01_one.md nbs/04_show.md mc/explorers/e.js"        # not nbs/02_two.md, which imports the same module

@@ -1,4 +1,5 @@
 """The tasks: fixed by their hash, and free of shortcuts."""
+import numpy as np
 import pytest
 import torch
 
@@ -74,8 +75,51 @@ def test_curriculum_keeps_the_tokens_of_a_step():
 
 
 @pytest.mark.parametrize("kind", [MQAR, Needles])
-@pytest.mark.parametrize("bad, message", [(dict(length=20), "at least 3 \\* pairs"), (dict(pairs=0), "pairs >= 1"),
+@pytest.mark.parametrize("bad, message", [(dict(length=20), "at least 3 \\* pairs"), (dict(pairs=0), "pairs must be an integer >= 1; got 0"),
                                           (dict(vocab_size=16), "vocab_size must exceed")])
 def test_impossible_tasks_are_refused(kind, bad, message):
     with pytest.raises(ValueError, match=message):
         kind(**{"pairs": 8} | bad)
+
+
+@pytest.mark.parametrize("task", GOLDEN, ids=str)
+@pytest.mark.parametrize("setting, values", [(torch.set_default_dtype, [torch.float64, torch.bfloat16, torch.float16, torch.float32]),
+                                             (torch.set_default_device, ["meta", "cpu", None])], ids=["type", "device"])
+def test_the_same_seed_gives_the_same_data_under_every_default(task, setting, values):
+    for value in values:                                                           # the last one is what it was
+        setting(value)
+        assert fingerprint(sample(task, n=4)) == GOLDEN[task]
+
+
+@pytest.mark.parametrize("kind", [MQAR, Needles])
+def test_sizes_are_integers_and_those_of_numpy_are(kind):
+    task = kind(np.int64(16), np.int32(16), np.uint8(4))
+    assert task == kind(16, 16, 4) and {type(v) for v in vars(task).values()} == {int}
+    assert fingerprint(sample(task, np.int64(3))) == fingerprint(sample(kind(16, 16, 4), 3))
+    for name in ("vocab_size", "length", "pairs"):
+        for bad in (0, -4, 4.0, "16", None, True, np.float64(16)):
+            with pytest.raises(ValueError, match=f"{name} must be an integer >= 1; got"):
+                kind(**{name: bad})
+
+
+@pytest.mark.parametrize("task", GOLDEN, ids=str)
+def test_draws_are_checked_by_name(task):
+    for bad in (0, -1, 2.0, "2", None, True):
+        with pytest.raises(ValueError, match="batch must be an integer >= 1; got"):
+            sample(task, bad)
+    for bad in (None, 0, np.random.default_rng(0), torch.default_generator.get_state()):
+        with pytest.raises(ValueError, match="generator must be a torch.Generator of the CPU"):
+            task.sample(2, bad)
+
+
+def test_steps_outside_a_curriculum_are_refused():
+    for given, message in [((0, 0), "steps must be an integer >= 1; got 0"), ((-1, 5), "step must be an integer >= 0"), ((5, 5), "step must be below steps = 5"),
+                           ((0, 2.5), "steps"), ((None, 5), "step must")]:
+        with pytest.raises(ValueError, match=message):
+            curriculum(MQAR(), 16, *given)
+
+
+def test_nan_is_no_answer():
+    "argmax would take the first NaN for an answer."
+    with pytest.raises(ValueError, match="model must give logits that are numbers; some are NaN"):
+        correct(lambda tokens: torch.full((*tokens.shape, 32), float("nan")), sample(MQAR(32, 24, 8), 5))

@@ -4,15 +4,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
 import mc
 from mc.storage import load_tensors
 from mc.tasks.mqar import MQAR
-from mc.train import TrainConfig, generator, train
+from mc.train import TrainConfig, generator, optimiser, save_checkpoint, train
 
 CONFIG = TrainConfig(steps=12, learning_rate=1e-2, warmup=3, seed=5)
 
@@ -124,3 +125,123 @@ def test_learning_rate_warms_up_and_falls_to_a_tenth():
     rates = [config.rate(step) for step in range(100)]
     assert rates[0] == 0.1 and max(rates) == rates[9] == rates[10] == 1.0 and rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+WRAPPERS = {"plain": lambda m: m, "compiled": lambda m: torch.compile(m, backend="eager"), "parallel": torch.nn.DataParallel,
+            "both": lambda m: torch.compile(torch.nn.DataParallel(m), backend="eager")}
+
+
+def compiled_inside(model):
+    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("before, after", [("compiled", "plain"), ("plain", "compiled"), ("parallel", "plain"), ("plain", "parallel"), ("both", "compiled")])
+def test_a_wrapped_model_and_the_plain_one_go_on_from_each_other(before, after, tmp_path):
+    whole, resumed = fresh(), fresh()
+    losses = run(whole)
+    with torch.compiler.set_stance("force_eager"):                                 # only its names matter here
+        run(WRAPPERS[before](fresh()), checkpoint=tmp_path / "c", stop=5)
+        assert not any("_orig_mod" in name or "module" in name for name in load_tensors(tmp_path / "c")[0])
+        assert run(WRAPPERS[after](resumed), checkpoint=tmp_path / "c") == losses and same(resumed, whole)
+
+
+def test_a_compiled_model_is_saved_as_the_plain_one(tmp_path):
+    tokens, model = torch.arange(8)[None], fresh()
+    for wrapped in (WRAPPERS["compiled"](model), compiled_inside(fresh())):
+        wrapped.save(tmp_path / "m")
+        assert same(mc.LanguageModel.load(tmp_path / "m"), model)
+    mc.storage.save_tensors(tmp_path / "m", WRAPPERS["compiled"](model).state_dict(), {"model": model.config.to_dict()})
+    assert torch.equal(mc.LanguageModel.load(tmp_path / "m")(tokens), model(tokens))
+
+
+class Bare(torch.nn.Sequential):
+    "A model without a configuration."
+    def __init__(self, width=8):
+        torch.manual_seed(0)
+        super().__init__(torch.nn.Embedding(16, width), mc.MemoryCachingLayer(mc.MCConfig(width, 2, segment_size=4)), torch.nn.Linear(width, 16))
+        self.unused = torch.nn.Parameter(torch.ones(3))                            # never has a gradient
+
+    def forward(self, tokens):
+        return self[2](self[1](self[0](tokens)))
+
+
+def test_a_model_without_a_configuration_is_known_by_its_shapes(tmp_path):
+    whole, resumed = Bare(), Bare()
+    losses = run(whole)
+    run(Bare(), checkpoint=tmp_path / "c", stop=7)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(Bare(4), checkpoint=tmp_path / "c")
+    assert run(resumed, checkpoint=tmp_path / "c") == losses and same(resumed, whole)
+
+
+def test_an_untrained_checkpoint_is_the_start(tmp_path):
+    model, whole, resumed = fresh(), fresh(), fresh()
+    save_checkpoint(tmp_path / "c", model, optimiser(model), [], {"train": asdict(CONFIG), "model": model.config.to_dict()})
+    assert run(resumed, checkpoint=tmp_path / "c") == run(whole) and same(resumed, whole)
+
+
+def test_the_run_is_the_same_under_another_default_type(tmp_path):
+    models = [fresh(), fresh()]
+    losses = run(models[0])
+    torch.set_default_dtype(torch.float64)
+    try:
+        run(models[1], checkpoint=tmp_path / "c", stop=5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    resumed = fresh()
+    assert run(resumed, checkpoint=tmp_path / "c") == losses and same(resumed, models[0])
+
+
+@pytest.mark.parametrize("bad, message", [
+    (dict(steps=0), "steps must be an integer >= 1; got 0"), (dict(steps=-5), "steps .* got -5"), (dict(steps=2.0), "steps .* got 2.0"),
+    (dict(steps=True), "steps"), (dict(steps="4"), "steps .* got '4'"), (dict(warmup=-1), "warmup must be an integer >= 0; got -1"),
+    (dict(warmup=None), "warmup"), (dict(seed=-1), "seed must be an integer >= 0"), (dict(seed=2**41), "seed must be at most 2\\^40"),
+    (dict(seed=0.5), "seed"), (dict(learning_rate=0), "learning_rate must be a finite number > 0; got 0"),
+    (dict(learning_rate=-1e-3), "learning_rate"), (dict(learning_rate=float("nan")), "learning_rate .* got nan"),
+    (dict(learning_rate=float("inf")), "learning_rate"), (dict(learning_rate="1e-3"), "learning_rate .* got '1e-3'"), (dict(learning_rate=True), "learning_rate")])
+def test_nonsense_is_no_configuration(bad, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **bad)
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = TrainConfig(np.int64(12), np.float32(0.5), np.int32(3), np.uint8(5))
+    assert given == TrainConfig(12, 0.5, 3, 5) and {type(v) for v in asdict(given).values()} == {int, float}
+    assert torch.equal(batch(0, generator(np.int64(5), np.int32(2)))[0], batch(0, generator(5, 2))[0])
+    for bad in ((-1, 0), (0, -1), (0.5, 0), (2**41, 0)):
+        with pytest.raises(ValueError, match="seed|step"):
+            generator(*bad)
+
+
+@pytest.mark.parametrize("drawn, message", [
+    (None, "got NoneType"), (torch.zeros(2, 4), "got Tensor"), ((torch.zeros(2, 4), torch.zeros(2, 4).long()), "got torch.float32 .*torch.int64"),
+    ((torch.ones(4).long(),) * 2, r"\(B, T\); got torch.int64 \(4,\)"), ((torch.ones(2, 4).long(),) * 3, "two int64 tensors"),
+    ((torch.ones(2, 4).long(), torch.ones(2, 5).long()), r"of one shape; got \(2, 4\) and \(2, 5\)"), ((torch.ones(2, 0).long(),) * 2, "tokens >= 0"),
+    ((torch.ones(2, 4).long(), -torch.ones(2, 4).long()), "at least one label >= 0"), ((-torch.ones(2, 4).long(), torch.ones(2, 4).long()), "tokens >= 0"),
+    ((torch.ones(2, 4).long(), torch.full((2, 4), 16)), "labels below 16, the number of logits; got 16"),
+    ((torch.full((2, 4), 16), torch.ones(2, 4).long()), "tokens must lie between 0 and vocab_size - 1 = 15")], ids=lambda x: None)
+def test_batches_that_are_none_are_refused(drawn, message):
+    with pytest.raises(ValueError, match=message):
+        train(fresh(), lambda step, generator: drawn, CONFIG, progress=False)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(model=None), "model must be a Module; got NoneType"), (dict(config=asdict(CONFIG)), "config must be a TrainConfig; got dict"),
+    (dict(batch=3), "batch must be a function"), (dict(every=0), "every must be an integer >= 1; got 0"), (dict(every=1.5), "every"),
+    (dict(stop=-1), "stop must be an integer >= 0"), (dict(stop="2"), "stop"), (dict(progress="no"), "progress must be a bool; got str"),
+    (dict(model=torch.nn.ReLU()), "model must have parameters"), (dict(model=torch.nn.Embedding(16, 4).requires_grad_(False)), "model must have parameters"),
+    (dict(checkpoint=3), "path must name a file"),
+    (dict(checkpoint=os.path.dirname(__file__)), "is a folder"), (dict(checkpoint=""), "path must name a file")], ids=lambda x: None)
+def test_arguments_are_checked_by_name(change, message):
+    given = dict(model=fresh(), batch=batch, config=CONFIG, progress=False) | change
+    with pytest.raises(ValueError, match=message):
+        train(**given)
+
+
+def test_a_model_must_return_logits():
+    class Wrong(Bare):
+        def forward(self, tokens):
+            return super().forward(tokens)[:, -1]
+    with pytest.raises(ValueError, match=r"model must return logits \(B, T, V\) for tokens \(4, 16\); got \(4, 16\)"):
+        run(Wrong())

@@ -5,12 +5,14 @@
 
 The text notebooks are the only source. Everything is decided by content, never by file times: a chapter is executed
 again when its text, a module of mc that it imports, or a file its header names (`companion: {reads: [results/mqar]}`)
-differs from what its .ipynb was made with. Benchmarks (nbs/bench) are converted only; papermill runs them.
+differs from what its .ipynb was made with. Words change nothing that a cell prints, so they are put in without executing
+anything: those between the cells, and other chapters' docstrings. Benchmarks (nbs/bench) are converted only; papermill runs them.
 """
 import argparse
 import ast
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -24,6 +26,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbdev.export import nb_export
 from tqdm import tqdm
+
+from reach import code_of, reached, wordless
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -104,40 +108,15 @@ def package(root, notebooks):
 
 # ---- what a chapter was made with
 
-def imported(code, folder, files):
-    "The paths among `files` that Python `code`, living in the package folder `folder`, imports."
-    names = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = folder.parts[:len(folder.parts) - node.level + 1] if node.level else ()
-            module = ".".join([*parents, *filter(None, [node.module])])
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    paths = {Path(*name.split(".")) for name in names}
-    return {f for p in paths for f in (p.with_suffix(".py"), p / "__init__.py") if f in files}
-
-
-def code_of(nb):
-    "The notebook's Python; magics are not."
-    code = "\n".join(c.source for c in nb.cells if c.cell_type == "code")
-    return re.sub(r"^\s*[%!].*$", "", code, flags=re.M)
-
-
 def made_with(root, rel, nb, files):
-    "A digest of all that the chapter's outputs depend on, besides its own text."
+    "A digest of all that the chapter's outputs depend on, besides its own text; of modules the words count only if it reads them."
+    code = code_of(nb)
     try:
-        todo = imported(code_of(nb), rel.parent, files)
+        used = reached(code, rel.parent, files)
     except SyntaxError as e:
         raise Broken(f"{rel}: {e.msg}: {(e.text or '').strip()}") from None
-    used = set()
-    while todo:
-        f = todo.pop()
-        used.add(f)
-        if f.suffix == ".py":
-            todo |= imported(files[f], f.parent, files) - used
-            used |= {g for g in files if g.parent == f.parent and g.suffix != ".py"}
-    seen = {str(f): files[f] for f in used}
+    words = "__doc__" in code
+    seen = {str(f): files[f] if words or f.suffix != ".py" else wordless(files[f]) for f in used}
     for name in nb.metadata.get("companion", {}).get("reads", []):
         found = [f for f in [root / name, *(root / name).rglob("*")] if f.is_file()]
         seen |= {str(f.relative_to(root)): f.read_bytes() for f in found}
@@ -154,19 +133,42 @@ def inputs(nb):
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    return nbformat.writes(nb)
+    return nb
+
+
+def code_inputs(nb):
+    nb = inputs(nb)
+    return [c for c in nb.cells if c.cell_type == "code"], nb.metadata
+
+
+def read(root, rel):
+    "The .ipynb beside the text `rel`; None if there is none, or one cut in half or with merge markers."
+    try:
+        return nbformat.read(root / rel.with_suffix(".ipynb"), as_version=4)
+    except (FileNotFoundError, nbformat.reader.NotJSONError):
+        return None
+
+
+def executed(nb):
+    return all(c.execution_count for c in nb.cells if c.cell_type == "code" and c.source.strip())
 
 
 def out_of_date(root, rel, nb):
     "Whether the .ipynb beside the text `rel` is not what `nb` (its text, with its digest) gives."
-    try:
-        there = nbformat.read(root / rel.with_suffix(".ipynb"), as_version=4)
-    except FileNotFoundError:
-        return True
-    except nbformat.reader.NotJSONError:    # cut in half, or merge markers
-        return True
-    run = all(c.execution_count for c in there.cells if c.cell_type == "code" and c.source.strip())
-    return inputs(there) != inputs(nb) or not (is_bench(rel) or run)
+    there = read(root, rel)
+    return there is None or inputs(there) != inputs(nb) or not (is_bench(rel) or executed(there))
+
+
+def reword(root, rel, nb):
+    "If `nb` differs from the executed notebook in words only, take over what that put out, and say so."
+    there = read(root, rel)
+    if there is None or not executed(there) or code_inputs(there) != code_inputs(nb):
+        return False
+    for cell, old in zip(*([c for c in n.cells if c.cell_type == "code"] for n in (nb, there))):
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    if "widgets" in there.metadata:
+        nb.metadata["widgets"] = there.metadata["widgets"]
+    return True
 
 
 class State:
@@ -179,6 +181,7 @@ class State:
             if not is_bench(rel):
                 nb.metadata.setdefault("companion", {})["made_with"] = made_with(root, rel, nb, self.files)
         self.stale = [rel for rel, nb in self.notebooks.items() if out_of_date(root, rel, nb)]
+        self.reworded = [rel for rel in self.stale if not is_bench(rel) and reword(root, rel, self.notebooks[rel])]
         there = {f.relative_to(root) for f in root.glob("mc/**/*") if f.is_file() and "__pycache__" not in f.parts}
         self.orphans = sorted(there - set(self.files))
         self.changed = sorted(f for f, data in self.files.items() if f not in there or (root / f).read_bytes() != data)
@@ -203,19 +206,20 @@ def write(path, data):
     os.replace(new, path)
 
 
-def execute(root, rel, nb):
+async def execute(root, rel, nb):
     client = NotebookClient(nb, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False, coalesce_streams=True,
                             extra_arguments=["--log-level=40"],    # or each kernel warns about its transport
                             resources={"metadata": {"path": str(root / rel.parent)}})
     try:
-        client.execute()
+        await client.async_execute()
     except CellExecutionError as e:
         number = next(i for i, c in enumerate(nb.cells, 1) if any(o.output_type == "error" for o in c.get("outputs", [])))
         source = nb.cells[number - 1].source.strip().splitlines()
         raise Broken(f"{rel}: cell {number} ({source[0]} ...) failed: {e.ename}: {e.evalue}") from None
     except (CellTimeoutError, DeadKernelError) as e:
         raise Broken(f"{rel}: {e}") from None
-    except AssertionError:    # a cell's own is a CellExecutionError; on Ctrl-C nbclient closes its kernel twice and trips
+    except AssertionError:    # a cell's own is a CellExecutionError; on Ctrl-C nbclient closes its kernel twice, trips and complains
+        logging.getLogger("asyncio").disabled = True
         raise KeyboardInterrupt from None
     return normalise(nb)
 
@@ -245,14 +249,31 @@ def sync(root, everything=False):
     converted = [rel for rel in state.stale if is_bench(rel)]
     for rel in converted:
         write(root / rel.with_suffix(".ipynb"), nbformat.writes(state.notebooks[rel]).encode())
-    todo = [rel for rel in state.notebooks if not is_bench(rel) and (everything or rel in state.stale)]
-    bar = tqdm(todo, unit="notebook", disable=not todo)
-    for rel in bar:
-        bar.set_description(rel.stem)
-        write(root / rel.with_suffix(".ipynb"), execute(root, rel, state.notebooks[rel]).encode())
+    for rel in state.reworded:
+        write(root / rel.with_suffix(".ipynb"), nbformat.writes(state.notebooks[rel]).encode())
+    todo = [rel for rel in state.notebooks if not is_bench(rel) and (everything or rel in state.stale and rel not in state.reworded)]
+    asyncio.run(execute_all(root, {rel: state.notebooks[rel] for rel in todo}))
     done = {"files of mc written": state.changed, "removed": state.orphans, "benchmarks converted": converted,
-            "chapters executed": todo}
+            "chapters given new words": state.reworded, "chapters executed": todo}
     print("sync:", ", ".join(f"{len(v)} {k}" for k, v in done.items() if v) or "everything is up to date")
+
+
+async def execute_all(root, notebooks):
+    "Execute chapters and write them, two at a time; what failed is named at the end."
+    turn, failed = asyncio.Semaphore(2), []
+    with tqdm(total=len(notebooks), unit="notebook", disable=not notebooks) as bar:
+        async def one(rel, nb):
+            async with turn:
+                bar.set_description(rel.stem)
+                try:
+                    write(root / rel.with_suffix(".ipynb"), (await execute(root, rel, nb)).encode())
+                except Broken as e:
+                    failed.append(str(e))
+                bar.update()
+
+        await asyncio.gather(*(one(rel, nb) for rel, nb in notebooks.items()))
+    if failed:
+        raise Broken("\n".join(sorted(failed)))
 
 
 def check(root):
