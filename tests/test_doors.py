@@ -111,9 +111,10 @@ class Backend(torch.nn.Module):
 
 
 MEMORY = {"none": None, "text": "linear", "dict": {}, "number": 1, "class": mc.LinearMemory, "backend": LAYER.backend, "object": THING, "name": Half(name=1), "params": Half(params="m"),
-          "coefficients": Half(coefficients=[]), "chunked": Half(chunked="no"), "shares": Half(shares=None), "write": Half(write=1), "scan": Half(scan=None),
+          "coefficients": Half(coefficients=[]), "chunked": Half(chunked="no"), "shares": Half(shares=None), "options": Half(options=[1]), "write": Half(write=1), "scan": Half(scan=None),
           "start-list": Half(start=lambda k, v: [k]), "start-none": Half(start=lambda k, v: None), "start-name": Half(start=lambda k, v: {"w": k}),
-          "start-shape": Half(start=lambda k, v: {"m": k[0]}), "start-number": Half(start=lambda k, v: {"m": 0.0})}
+          "start-shape": Half(start=lambda k, v: {"m": k[0]}), "start-number": Half(start=lambda k, v: {"m": 0.0}),
+          "scans": Half(scan=lambda *a: None), "recalls": Half(recall=lambda *a: None), "recall-shape": Half(recall=lambda *a: torch.zeros(3)), "anchors": Half(scan=lambda *a: {}["m"])}
 BACKEND = {"none-made": Backend(None), "one": Backend(mc.LinearMemory()), "three": Backend((mc.LinearMemory(), {}, 1)), "text": Backend(("linear", {})), "swapped": Backend(({}, mc.LinearMemory())),
            "rates": Backend((mc.LinearMemory(), [1])), "names": Backend((mc.LinearMemory(), {"eta": 1.0})), "lacks": Backend((mc.SWLAMemory(), {})),
            "shape": Backend((mc.SWLAMemory(), RATES["swla"] | {"alpha": torch.ones(2, 5, 2)})), "class": Backend((mc.LinearMemory, {})), "tensor": Backend(X)}
@@ -191,6 +192,9 @@ DOORS = [
     ("linear constants", lambda constants: mc.MemoryCachingLayer(config(constants=constants)), "constants", {"any": {"alpha": 0.1}}, None),
     *[(f"AttentionConfig {n}", lambda **c: mc.AttentionConfig(**dict(d_model=8, num_heads=2) | c), n, SIZE, None) for n in ("d_model", "num_heads", "conv_size")],
     *[(f"LMConfig {n}", lm, n, SIZE, None) for n in ("vocab_size", "num_layers", "expansion")], ("LMConfig mixer", lm, "mixer", KINDS | {"layer": LAYER, "lm": MODEL.config}, None),
+    ("from_dict", mc.LMConfig.from_dict, "content", {"none": None, "list": [1], "empty": {}, "text": "a", "newer": MODEL.config.to_dict() | {"windows": 2}, "key": MODEL.config.to_dict() | {1: 2}}, None),
+    ("from_dict mixer", lambda mixer: mc.LMConfig.from_dict(MODEL.config.to_dict() | {"mixer": mixer}), "mixer", {"none": None, "text": "MCConfig", "empty": {}, "kind": {"kind": "RNN", "d_model": 8}, "no-kind": {"d_model": 8, "num_heads": 2},
+     "newer": {"kind": "MCConfig", "d_model": 8, "num_heads": 2, "windows": 1}, "lacks": {"kind": "AttentionConfig", "d_model": 8}, "list-kind": {"kind": ["MCConfig"]}}, None),
     ("layer config", lambda config: mc.MemoryCachingLayer(config), "config", KINDS | {"lm": MODEL.config, "attention": ATTENTION.config}, None),
     ("attention config", lambda config: Attention(config), "config", KINDS | {"mc": CONFIG, "lm": MODEL.config}, None),
     ("model config", lambda config: mc.LanguageModel(config), "config", KINDS | {"mc": CONFIG, "attention": ATTENTION.config}, None),
@@ -306,6 +310,7 @@ def test_other_words_for_the_same_are_the_same(unusual):
 def test_numbers_of_numpy_make_the_same_configuration():
     other = mc.MCConfig(np.int64(8), np.int32(2), segment_size=np.int16(4), top_k=np.uint8(4), gate_scale=np.float64(1.0), chunk_size=torch.tensor(16), detach_cache=np.False_)
     assert other == CONFIG and hash(other) == hash(CONFIG) and all(type(a) in (int, float, bool, str, type(None)) for a in vars(other).values())
+    assert len({config(backend="dla", constants={"alpha": n}) for n in (1, np.int64(1), 1.0)}) == 1
     assert mc.LMConfig(np.int64(11), np.int64(2), other) == MODEL.config
     _, cache = mc.MemoryCachingLayer(other).forward_with_cache(X)
     assert cache.about == CACHE.about
