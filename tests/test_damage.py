@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 import mc
+from mc.bench import MQARRun, measure
 from mc.storage import load_json, load_tensors, save_json, save_tensors
 from mc.train import TrainConfig, describe, load_checkpoint, optimiser, save_checkpoint, train
 
@@ -86,8 +87,10 @@ def exchange(r, whole):
 BYTES = {
     "a flipped bit": lambda r, w: flip(r, w), "a flipped byte in front": lambda r, w: flip(r, w, r.randrange(120)),
     "cut": lambda r, w: w[: r.randrange(len(w))], "a zeroed tail": zero, "exchanged": exchange,
-    "longer": lambda r, w: w + r.choice([b"\n", b"\0", b" " * 8, w]), "twice a stretch": lambda r, w: w[: (i := r.randrange(1, len(w)))] + w[i // 2 :],
-    "garbage": lambda r, w: r.choice([b"", b"{}", b"[" * 100_000, b"9" * 5000, b"PK\3\4" + w, b"\x80\4.", r.randbytes(300), b"null", b"\xef\xbb\xbf" + w]),
+    "longer": lambda r, w: w + r.choice([b"\n", b"\0", b" " * 8, w]),
+    "twice a stretch": lambda r, w: w[: (i := r.randrange(1, len(w)))] + w[i // 2 :],
+    "garbage": lambda r, w: r.choice([b"", b"{}", b"[" * 100_000, b"9" * 5000,
+                                      b"PK\3\4" + w, b"\x80\4.", r.randbytes(300), b"null", b"\xef\xbb\xbf" + w]),
     "other blanks": lambda r, w: w.replace(b" ", b"\t", r.randrange(1, 4)) if b" " in w else w[1:],
 }
 HEADERS = {
@@ -112,12 +115,14 @@ def rename(r, t, a):
 
 def recast(r, t, a):
     name = r.choice(sorted(t))
-    t[name] = t[name].to(r.choice([k for k in (torch.int64, torch.bool, torch.float16, torch.complex64, torch.float8_e4m3fn) if k != t[name].dtype]))
+    kinds = torch.int64, torch.bool, torch.float16, torch.complex64, torch.float8_e4m3fn
+    t[name] = t[name].to(r.choice([kind for kind in kinds if kind != t[name].dtype]))
 
 
 def reshape(r, t, a):
     name = r.choice(sorted(t))
-    t[name] = r.choice([lambda x: x[None], lambda x: torch.stack([x, x], -1), lambda x: x[..., None], lambda x: x.new_zeros(0)])(t[name])
+    changes = [lambda x: x[None], lambda x: torch.stack([x, x], -1), lambda x: x[..., None], lambda x: x.new_zeros(0)]
+    t[name] = r.choice(changes)(t[name])
 
 
 def poison(r, t, a):
@@ -133,19 +138,32 @@ def clear(r, t, a):
     t.clear()
 
 
+def every(key, change):
+    return lambda t: {n: change(x) if n.endswith(key) else x for n, x in t.items()}
+
+
+STEPS = [every("losses", change) for change in (lambda x: x[:-1], lambda x: torch.cat([x, x]), lambda x: x[None], lambda x: x.float(), lambda x: x[0],
+                                                lambda x: x / 0, lambda x: x[:0])]
+STEPS += [every(".step", lambda x: x + 1), every(".step", lambda x: x - 1), every("adam.0.step", lambda x: x - 0.5), every("adam.0.step", lambda x: x - 9)]
+STEPS += [every(".exp_avg_sq", torch.neg), lambda t: every("losses", lambda x: torch.cat([x, x]))(every(".step", lambda x: x * 2)(t))]
+
+
 TENSORS = [pop, rename, recast, reshape, poison, add, clear]
 ABOUT = {
     "nothing": lambda r, a: None, "a list": lambda r, a: [a], "a text": lambda r, a: "model", "empty": lambda r, a: {},
     "a key more": lambda r, a: a | {"future": 1}, "a key fewer": lambda r, a: {k: a[k] for k in sorted(a)[1:]},
     "null in it": lambda r, a: a | {r.choice(sorted(a)): None}, "a number in it": lambda r, a: a | {r.choice(sorted(a)): -1},
 }
-OPTIONS = {"mixer": [None, {}, [], "MCConfig"], "vocab_size": [None, 5, 7, "6", 6.0, -6, True], "num_layers": [None, 0, 2, 10**9, "1", [1]],
-           "expansion": [0, 1, None, 1e9], "window": [3], "kind": ["Delta", None, 7, "AttentionConfig", []], "d_model": [None, 8, "4", 10**18, -4, 4.0],
-           "num_heads": [None, 1, 3, 0], "backend": [None, "linear", "delta", 3, ["dla"]], "aggregation": [None, "none", "best"], "init": [None, "later"],
-           "segment_size": [None, 0, -2, "2", 1.5], "gate": [None, "shared", "x"], "top_k": [None, 0, "4"], "pool": [None, "max"], "conv_size": [None, 0, 1, 3],
-           "gate_scale": [None, "1", []], "softmax": [None, "all of them"], "chunk_size": [None, 0, 2.0], "segmentation": [None, "random"]}
-LENGTHS = [("lengths", v) for v in (None, 4, "22", [2], [2, 2, 2, 2], [2, 2, 3], [2, 2, -2], [2, 2, 0], [2, 2, 2.0], [2, 2, "2"], [2, 2, True], [2, 2, None],
-                                    [6, 0, 0], [1, 1, 4], [[2], [2], [2]], {"a": 2}, [])]
+OPTIONS = {
+    "mixer": [None, {}, [], "MCConfig"], "vocab_size": [None, 5, 7, "6", 6.0, -6, True], "num_layers": [None, 0, 2, 10**9, "1", [1]],
+    "expansion": [0, 1, None, 1e9], "window": [3], "kind": ["Delta", None, 7, "AttentionConfig", []], "d_model": [None, 8, "4", 10**18, -4, 4.0],
+    "num_heads": [None, 1, 3, 0], "backend": [None, "linear", "delta", 3, ["dla"]], "aggregation": [None, "none", "best"], "init": [None, "later"],
+    "segment_size": [None, 0, -2, "2", 1.5], "gate": [None, "shared", "x"], "top_k": [None, 0, "4"], "pool": [None, "max"], "conv_size": [None, 0, 1, 3],
+    "gate_scale": [None, "1", []], "softmax": [None, "all of them"], "chunk_size": [None, 0, 2.0], "segmentation": [None, "random"]}
+LENGTHS = [("lengths", v) for v in (
+    None, 4, "22", [2], [2, 2, 2, 2], [2, 2, 3], [2, 2, -2], [2, 2, 0], [2, 2, 2.0], [2, 2, "2"], [2, 2, True], [2, 2, None], [6, 0, 0], [1, 1, 4],
+    [[2], [2], [2]], {"a": 2}, [])]
+LENGTHS += [("about", {"segmentation": kind, "size": v}) for v in (0, -2, 3, "2", [2], 1.5) for kind in ("constant", "fenwick")]
 LENGTHS += [("running", v) for v in (None, -1, 2, 7, 1.0, "1", True, [1], 10**12)] + [("about", v) for v in (None, [], "linear", 3)]
 
 
@@ -173,7 +191,7 @@ def damages(path, r):
         extra = {"weights": {"an option": option}}.get(path.name, {})
         if "cache" in path.name:
             extra = {"lengths": lambda r, a: a | dict([r.choice(LENGTHS)])}
-        for what, change in [*ABOUT.items(), *extra.items() , *extra.items()]:
+        for what, change in [*ABOUT.items(), *extra.items(), *extra.items()]:
             tensors, about = load_tensors(path)
             if (changed := change(r, json.loads(json.dumps(about)))) != about:
                 yield what, lambda target: save_tensors(target, tensors, changed)
@@ -200,6 +218,24 @@ def test_1100_damaged_files_are_refused_by_name(files, tmp_path, monkeypatch):
     assert done.total() == 1100 and not wrong, f"{len(wrong)} of {done.total()}: {wrong[:20]}"
 
 
+@pytest.mark.parametrize("change", STEPS, ids=range(len(STEPS)))
+def test_losses_and_steps_that_no_run_can_have_had(change, files, tmp_path):
+    tensors, about = load_tensors(next(path for path in files if path.name == "checkpoint"))
+    save_tensors(tmp_path / "changed", change(tensors), about)
+    with pytest.raises(ValueError, match="changed does not fit|changed holds NaN"):
+        load_run(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("name", ["linear cache", "swla cache", "titans cache"])
+def test_lengths_that_no_pass_leaves(name, files, tmp_path):
+    path = next(path for path in files if path.name == name)
+    for key, value in LENGTHS:
+        tensors, about = load_tensors(path)
+        save_tensors(tmp_path / "changed", tensors, about | {key: value})
+        with pytest.raises(ValueError, match="changed is not a segment cache|changed does not fit"):
+            mc.SegmentCache.load(tmp_path / "changed")
+
+
 def test_every_byte_counts(files, tmp_path):
     "Not a sample: each byte of the smallest cache and of a record, flipped."
     for path, load in files.items():
@@ -209,3 +245,18 @@ def test_every_byte_counts(files, tmp_path):
                 target.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
                 with pytest.raises(ValueError, match=path.name):
                     load(target)
+
+
+@pytest.mark.parametrize("bad", ["zeroed", "a model", "a record"])
+def test_no_record_is_made_of_a_damaged_checkpoint(bad, tmp_path):
+    run = MQARRun("grm", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8)
+    checkpoint, model = tmp_path / ".grm-seed0.checkpoint", run.model()
+    about = {"train": asdict(TrainConfig(4, run.learning_rate, 0)), "model": describe(model)}
+    {"a model": lambda: model.save(checkpoint), "a record": lambda: save_json(checkpoint, {"losses": [1.0]}),
+     "zeroed": lambda: save_checkpoint(checkpoint, model, optimiser(model), [], about)}[bad]()
+    if bad == "zeroed":
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(whole[:-40_000] + bytes(40_000))
+    with pytest.raises(ValueError, match="grm-seed0.checkpoint"):
+        measure(run, tmp_path, "a test")
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]

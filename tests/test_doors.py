@@ -114,7 +114,7 @@ MEMORY = {"none": None, "text": "linear", "dict": {}, "number": 1, "class": mc.L
           "coefficients": Half(coefficients=[]), "chunked": Half(chunked="no"), "shares": Half(shares=None), "options": Half(options=[1]), "write": Half(write=1), "scan": Half(scan=None),
           "start-list": Half(start=lambda k, v: [k]), "start-none": Half(start=lambda k, v: None), "start-name": Half(start=lambda k, v: {"w": k}),
           "start-shape": Half(start=lambda k, v: {"m": k[0]}), "start-number": Half(start=lambda k, v: {"m": 0.0}),
-          "scans": Half(scan=lambda *a: None), "recalls": Half(recall=lambda *a: None), "recall-shape": Half(recall=lambda *a: torch.zeros(3)), "anchors": Half(scan=lambda *a: {}["m"])}
+          "scans": Half(scan=lambda *a: None), "recalls": Half(recall=lambda *a: None), "recall-shape": Half(recall=lambda *a: torch.zeros(3)), "scan-key": Half(scan=lambda *a: {}["m"])}
 BACKEND = {"none-made": Backend(None), "one": Backend(mc.LinearMemory()), "three": Backend((mc.LinearMemory(), {}, 1)), "text": Backend(("linear", {})), "swapped": Backend(({}, mc.LinearMemory())),
            "rates": Backend((mc.LinearMemory(), [1])), "names": Backend((mc.LinearMemory(), {"eta": 1.0})), "lacks": Backend((mc.SWLAMemory(), {})),
            "shape": Backend((mc.SWLAMemory(), RATES["swla"] | {"alpha": torch.ones(2, 5, 2)})), "class": Backend((mc.LinearMemory, {})), "tensor": Backend(X)}

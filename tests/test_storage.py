@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -122,6 +123,19 @@ def test_a_full_disk_keeps_the_old_file_and_names_it(where, tmp_path, monkeypatc
     assert caught.value.errno == 28 and load_json(tmp_path / "r.json") == {"a": 1} and not hidden(tmp_path)
 
 
+def test_a_limit_that_is_met_in_the_middle_of_a_write(tmp_path):
+    "The system's own: no file of this process may pass 2,000 bytes."
+    save_json(tmp_path / "r.json", {"a": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: '.*r.json'"):
+            save_json(tmp_path / "r.json", {"a": "x" * 9000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_json(tmp_path / "r.json") == {"a": 1} and not hidden(tmp_path)
+
+
 @pytest.mark.parametrize("call", [lambda p: save_json(p, {}), lambda p: save_tensors(p, {}, {}), load_json, load_tensors, seal, mc.SegmentCache.load,
                                   mc.LanguageModel.load, lambda p: write_atomic(p, b"")], ids=lambda call: call.__qualname__)
 def test_what_is_no_file_is_refused_by_name(call, tmp_path):
@@ -164,7 +178,8 @@ def test_what_is_loaded_is_not_a_map_of_its_file(tmp_path):
 @pytest.mark.parametrize("aggregation, tokens", [("none", 7), ("grm", 1), ("ssc", 7), ("grm", 8)])
 def test_every_model_and_cache_comes_back(backend, segmentation, aggregation, tokens, tmp_path):
     torch.manual_seed(0)
-    mixer = mc.MCConfig(8, 2, backend, aggregation, segmentation, segment_size=2, chunk_size=2, constants={"alpha": 0.9} if backend != "linear" else None)
+    constants = {"alpha": 0.9} if backend != "linear" else None
+    mixer = mc.MCConfig(8, 2, backend, aggregation, segmentation, segment_size=2, chunk_size=2, constants=constants)
     model, x = mc.LanguageModel(mc.LMConfig(9, 2, mixer)).to(torch.bfloat16), torch.arange(9)[None, :tokens]
     model.save(tmp_path / "m")
     again, state = mc.LanguageModel.load(tmp_path / "m"), torch.get_rng_state()
@@ -192,10 +207,16 @@ def test_the_default_type_and_device_do_not_matter(tmp_path):
 
 @pytest.mark.parametrize("bad, message", [
     (torch.zeros(2, device="meta"), "tensors: w must be dense and have values; got torch.strided on meta"), ([1.0], "tensors: w must be a tensor; got list"),
-    (torch.eye(2).to_sparse(), "tensors: w must be dense and have values; got torch.sparse_coo on cpu")], ids=str)
+    (torch.eye(2).to_sparse(), "tensors: w must be dense and have values; got torch.sparse_coo on cpu"),
+    (torch.zeros(2, dtype=torch.complex128), "tensors: safetensors has no such type or name: torch.complex128")], ids=str)
 def test_tensors_that_have_no_values_are_refused(bad, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         save_tensors(tmp_path / "w", {"w": bad}, {})
+    for name in ("__metadata__", 3, "\ud800"):
+        with pytest.raises(ValueError, match="tensors: "):
+            save_tensors(tmp_path / "w", {name: torch.zeros(2)}, {})
+    with pytest.raises(ValueError, match="content must be bytes; got str"):
+        write_atomic(tmp_path / "w", "text")
     assert not list(tmp_path.iterdir())
 
 

@@ -113,8 +113,8 @@ def test_draws_are_checked_by_name(task):
 
 
 def test_steps_outside_a_curriculum_are_refused():
-    for given, message in [((0, 0), "steps must be an integer >= 1; got 0"), ((-1, 5), "step must be an integer >= 0"), ((5, 5), "step must be below steps = 5"),
-                           ((0, 2.5), "steps"), ((None, 5), "step must")]:
+    for given, message in [((0, 0), "steps must be an integer >= 1; got 0"), ((-1, 5), "step must be an integer >= 0"),
+                           ((5, 5), "step must be below steps = 5"), ((0, 2.5), "steps"), ((None, 5), "step must")]:
         with pytest.raises(ValueError, match=message):
             curriculum(MQAR(), 16, *given)
 

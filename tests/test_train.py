@@ -120,6 +120,18 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
         run(model)
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
+    "sqrt(0) is finite and its gradient is not: the next checkpoint would have held NaN."
+    class Rooted(Bare):
+        def forward(self, tokens):
+            return super().forward(tokens) + (self.unused - self.unused.detach().round()).abs().sum().sqrt()
+    model = Rooted()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match="the gradient's norm became nan at step 0; the last checkpoint is kept"):
+        run(model, checkpoint=tmp_path / "c", every=1)
+    assert not (tmp_path / "c").exists() and all(map(torch.equal, before, model.parameters()))
+
+
 def test_learning_rate_warms_up_and_falls_to_a_tenth():
     config = TrainConfig(steps=100, learning_rate=1.0, warmup=10)
     rates = [config.rate(step) for step in range(100)]
@@ -173,6 +185,19 @@ def test_a_model_without_a_configuration_is_known_by_its_shapes(tmp_path):
     with pytest.raises(ValueError, match="belongs to another run"):
         run(Bare(4), checkpoint=tmp_path / "c")
     assert run(resumed, checkpoint=tmp_path / "c") == losses and same(resumed, whole)
+
+
+def test_a_configuration_that_is_a_dataclass_belongs_to_the_run(tmp_path):
+    "Segments of 2 and of 4 have the same shapes."
+    def configured(size):
+        model = Bare()
+        model.config = model[1].config = replace(model[1].config, segment_size=size)
+        return model
+    run(configured(4), checkpoint=tmp_path / "c", stop=2)
+    with pytest.raises(ValueError, match="belongs to another run.*'segment_size': 4.*'segment_size': 2"):
+        run(configured(2), checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="adam must be a torch.optim.AdamW; got SGD"):
+        save_checkpoint(tmp_path / "c", Bare(), torch.optim.SGD(Bare().parameters()), [], {})
 
 
 def test_an_untrained_checkpoint_is_the_start(tmp_path):
