@@ -377,3 +377,20 @@ def test_without_a_home_or_settings_of_ipython(here):
         env = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")} | home
         job = subprocess.run([sys.executable, "-m", "mc", *B, "--out", "out"], env=env, capture_output=True, text=True)
         assert job.returncode == 0 and job.stderr == "", job
+
+
+def test_a_kernel_that_cannot_start_says_why(here):
+    put(here / "broken/ipykernel/__init__.py"), put(here / "broken/ipykernel/kernelapp.py", "raise ImportError('no zmq here')")
+    job = shell("$MC bench probe --notebooks bench --out out", PYTHONPATH=f"{here / 'broken'}:{os.environ.get('PYTHONPATH', '')}")
+    assert job.returncode == 2 and job.stdout == "", job
+    assert_one_line(job.stderr, "bench/probe.ipynb", "no kernel of", sys.executable, "ImportError: no zmq here")
+
+
+@pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1E3", 1000.0), ("5e3", 5000.0), ("+1e-3", 1e-3), ("-2.5e+3", -2500.0), (".5e1", 5.0), ("1.e2", 100.0),
+                                         ("1.5e-7", 1.5e-7), ("3", 3), ("1_000", 1000), ("'1e-3'", "1e-3"), ("1e", "1e"), ("e3", "e3"), ("1e-3x", "1e-3x")])
+def test_numbers_of_yaml(text, value, here):
+    from mc.cli import profiles
+
+    put(here / Y, f"smoke: {{x: {text}, für: 日本}}\n")
+    given = profiles(here / "bench", "typed")["smoke"]
+    assert given == {"x": value, "für": "日本"} and type(given["x"]) is type(value)
