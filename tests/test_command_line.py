@@ -394,3 +394,12 @@ def test_numbers_of_yaml(text, value, here):
     put(here / Y, f"smoke: {{x: {text}, für: 日本}}\n")
     given = profiles(here / "bench", "typed")["smoke"]
     assert given == {"x": value, "für": "日本"} and type(given["x"]) is type(value)
+
+
+def test_a_notebook_imports_what_lies_beside_it(here):
+    put(here / "bench/helper.py", "x = 3"), put(here / "bench/json.py", "1 / 0")
+    put(here / P, notebook("import helper, json; assert helper.x == 3", "import warnings; warnings.warn('seen')\n!echo hi", FINE))
+    result = mc(*B, "--out", "out")
+    assert result.exit_code == 0 and "seen" in result.stderr, result.output
+    cells = nbformat.read(here / "out/probe/smoke.ipynb", 4).cells
+    assert [o.text.strip() for c in cells for o in c.outputs] == ["hi"] and cells[1].source == '# Parameters\nprofile = "smoke"\nout = "../out/probe/smoke"\n'
