@@ -271,12 +271,13 @@ SLEEP += "from mc.workers import workers\nwith workers(2) as pool:\n    one = [p
 SLEEP += "    while not all(o.running() for o in one): time.sleep(.05)\n    (pathlib.Path(out) / 'working').touch(); time.sleep(600)"
 
 
-def start(*arguments):
+def start(*arguments, **options):
     "The command with the signals' usual meanings, whatever they are where the tests run."
     def usual():
         for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(one, signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, "-m", "mc", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=usual)
+    return subprocess.Popen([sys.executable, "-m", "mc", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=usual,
+                            **options)
 
 
 def until(true, seconds=60):
@@ -288,8 +289,8 @@ def until(true, seconds=60):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)], ids=lambda n: str(int(n)))
 def test_whatever_ends_the_command_ends_kernel_and_workers(number, code, here):
-    put(here / P, notebook(SLEEP))
-    job = start(*B, "--out", "out")
+    put(here / P, notebook(SLEEP)), (here / "tmp").mkdir()
+    job = start(*B, "--out", "out", env=os.environ | {"TMPDIR": str(here / "tmp")})
     until((here / "out/probe/smoke/working").exists)
     others = psutil.Process(job.pid).children(recursive=True)
     assert len(others) >= 3                                                         # the kernel and two workers
@@ -301,6 +302,7 @@ def test_whatever_ends_the_command_ends_kernel_and_workers(number, code, here):
     if number != signal.SIGKILL:
         assert_one_line(said[1], "interrupted", "out/probe/smoke keeps what was done: run it again")
     assert tree(here / "out") == {"probe": None, "probe/smoke": None, "probe/smoke/working": b""}
+    until(lambda: not [*(here / "tmp").iterdir()])
 
 
 AT = """
@@ -402,4 +404,4 @@ def test_a_notebook_imports_what_lies_beside_it(here):
     result = mc(*B, "--out", "out")
     assert result.exit_code == 0 and "seen" in result.stderr, result.output
     cells = nbformat.read(here / "out/probe/smoke.ipynb", 4).cells
-    assert [o.text.strip() for c in cells for o in c.outputs] == ["hi"] and cells[1].source == '# Parameters\nprofile = "smoke"\nout = "../out/probe/smoke"\n'
+    assert [o.text.strip() for c in cells for o in c.outputs if o.output_type == "stream"] == ["hi"] and cells[1].source == '# Parameters\nprofile = "smoke"\nout = "../out/probe/smoke"\n'
