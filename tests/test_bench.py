@@ -92,7 +92,7 @@ def test_needles_are_scored_at_every_length(tmp_path):
 
 def test_one_failing_run_does_not_lose_the_others(tmp_path):
     broken = replace(RUN, seed=1, learning_rate=1e20)
-    with pytest.raises(RuntimeError, match="1 of 3 runs failed(.|\n)*grm seed 1: ValueError: x contains NaN"):
+    with pytest.raises(RuntimeError, match="1 of 3 runs failed(.|\n)*grm seed 1: .*(NaN|nan)"):
         measure_all([broken, RUN, replace(RUN, variant="none")], tmp_path, "a test", jobs=1)
     assert [r["variant"] for r in read_records(tmp_path)] == ["grm", "none"]
 
@@ -196,3 +196,130 @@ def test_shipped_records_and_models_are_whole(name, profile, kind):
         assert fingerprint(batch) == record["test_hash"]
         now = correct(LanguageModel.load(path), batch).mean().item()
         assert now == pytest.approx(record["accuracy"], abs=1e-3)
+
+
+BAD = [("accuracy", float("nan")), ("accuracy", 1.7), ("accuracy", "high"), ("accuracy", True), ("accuracy", None), ("seed", 0.5), ("seed", "0"), ("seed", -1),
+       ("variant", 3), ("variant", ""), ("parameters", 0), ("parameters", 1.5), ("seconds", -1), ("seconds", float("inf")), ("by_pairs", {"4": 2}),
+       ("by_pairs", [1]), ("loss_every_20", [float("nan")]), ("loss_every_20", 3), ("test_hash", None), ("commit", 3), ("settings", []),
+       ("settings", {"steps": 4})]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return measure(RUN, tmp_path_factory.mktemp("sound"), "a test")
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_records_of_nonsense_are_refused_by_file_and_key(name, value, sound, tmp_path, monkeypatch):
+    from mc import bench, records
+
+    for module in (bench, records):                                                # whatever a checksum says of an edited file
+        monkeypatch.setattr(module, "load_json", lambda path: json.loads(Path(path).read_text()))
+    save = lambda content: (tmp_path / "grm-seed0.json").write_text(json.dumps(content))
+    save(sound)
+    assert read_records(tmp_path) == [sound] == [measure(RUN, tmp_path, "a test")]
+    save(sound | {name: value})
+    for read in (read_records, lambda folder: measure(RUN, folder, "a test")):
+        with pytest.raises(ValueError, match=f"grm-seed0.json (is not a complete record: it (needs|lacks) .*{name}|was recorded with other settings)") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_keys_of_records_are_those_of_the_schema(sound, tmp_path):
+    for record, said in [(sound | {"acuracy": 1}, "has no acuracy; did you mean accuracy"), ({**sound, "seed": 1}, "another variant or seed"),
+                         (sound | {"settings": sound["settings"] | {"steps": -5}}, "settings.steps to be an integer of at least 1; got -5"),
+                         (sound | {"settings": sound["settings"] | {"stesp": 5}}, "no settings.stesp; did you mean steps")]:
+        save_json(tmp_path / "grm-seed0.json", record)
+        with pytest.raises(ValueError, match=f"grm-seed0.json is not a complete record: it .*{said}"):
+            read_records(tmp_path)
+
+
+@pytest.mark.parametrize("name, values", {
+    "seed": (0.0, -1, "0", None, True, 10**7), "steps": (0, -5, 1.5, "4", None, True), "learning_rate": (0, -1, float("nan"), float("inf"), "fast", True),
+    "batch": (0, 2.0), "pairs": (0, 3.5), "length": (0, None), "vocab_size": (0, "16"), "segment_size": (0, -4, 4.0), "test": (0, 1, 8.0), "variant": (None, 3),
+}.items())
+def test_no_run_is_made_from_nonsense(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^a run needs {name} to be .*; got ") as caught:
+            replace(RUN, **{name: value})
+        assert "\n" not in str(caught.value)
+    for lengths in ((), (16, 16), (16, 0), (16.0,), 16, "16", None):
+        with pytest.raises(ValueError, match="lengths"):
+            NeedleRun("grm", 0, 16, 16, 4, 4, 4, 2, test=8, lengths=lengths)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    import numpy as np
+
+    run = replace(RUN, seed=np.int64(0), steps=np.int32(4), pairs=np.uint8(4), learning_rate=np.float64(5e-3))
+    assert run == RUN and type(run.seed) is int and measure(run, tmp_path, "a test") == read_records(tmp_path)[0]
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    sound = {"runs": [RUN], "folder": tmp_path / "out", "command": "a test", "jobs": 1}
+    for name, values in {"runs": ([], None, RUN, "grm", [RUN, RUN], [RUN, replace(RUN, steps=5)], [3], {RUN: 1}), "jobs": (0, -1, 1.5, "2", None, True),
+                         "folder": (tmp_path / "file", "", None, 3, "a\0b"), "command": ("", None, 3)}.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} "):
+                measure_all(**sound | {name: value})
+    for arguments in ((None, tmp_path, "a test"), (RUN, tmp_path / "file", "a test"), (RUN, tmp_path, "")):
+        with pytest.raises(ValueError, match="^(run|folder|command) "):
+            measure(*arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_finished_checkpoints_that_a_kill_left_are_removed(tmp_path):
+    record = measure(RUN, tmp_path, "a test")
+    for name in (".grm-seed0.checkpoint", ".none-seed0.checkpoint"):
+        (tmp_path / name).write_bytes(b"left")
+    assert measure_all([RUN], tmp_path, "a test") == [record]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".none-seed0.checkpoint", "grm-seed0.json"]    # the other run is not finished
+
+
+def test_a_killed_worker_is_reported_as_such_and_records_are_kept(tmp_path):
+    long = replace(RUN, seed=1, steps=100_000)
+    kill = ("import os, psutil, sys, threading, time\nfrom pathlib import Path\nfrom dataclasses import replace\nfrom mc.bench import MQARRun, measure_all\n"
+            "def kill():\n    while not Path(sys.argv[1], '.grm-seed1.checkpoint').exists(): time.sleep(.05)\n"
+            "    [p.kill() for p in psutil.Process().children() if 'spawn_main' in ' '.join(p.cmdline())]\n"
+            f"if __name__ == '__main__':\n    threading.Thread(target=kill).start()\n    measure_all([{RUN!r}, {long!r}], sys.argv[1], 'a test')\n")
+    (tmp_path / "job.py").write_text(kill)
+    job = subprocess.run([sys.executable, tmp_path / "job.py", tmp_path / "out"], capture_output=True, text=True)
+    assert "1 of 2 runs failed" in job.stderr and "grm seed 1: its worker process was killed" in job.stderr
+    assert [r["seed"] for r in read_records(tmp_path / "out")] == [0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(number, tmp_path):
+    import psutil
+
+    code = (f"from mc.bench import *\nif __name__ == '__main__':\n"
+            f"    measure_all([replace({replace(RUN, steps=100_000)!r}, seed=s) for s in (1, 2)], {str(tmp_path / 'out')!r}, 'a test', jobs=2)\n")
+    (tmp_path / "job.py").write_text("from dataclasses import replace\n" + code.replace("import *", "import MQARRun, measure_all"))
+    job = subprocess.Popen([sys.executable, tmp_path / "job.py"], stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
+                           if number != signal.SIGKILL else None)
+    kept = [tmp_path / f"out/.grm-seed{s}.checkpoint" for s in (1, 2)]
+    while not all(path.exists() for path in kept):
+        assert job.poll() is None
+        time.sleep(0.1)
+    workers = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(number)
+    assert job.wait(10) == -number and len(workers) >= 2 and not psutil.wait_procs(workers, timeout=10)[1]
+    assert all(len(load_tensors(path)[0]["losses"]) % 50 == 0 for path in kept)
+
+
+@pytest.mark.parametrize("what", ["absent", "no repository", "fails", "hangs", "folder"])
+def test_without_git_the_commit_is_none(what, tmp_path, monkeypatch):
+    from mc import records
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if what != "no repository":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    if what == "folder":
+        (tmp_path / "git").mkdir()
+    if what in ("fails", "hangs"):
+        (tmp_path / "git").write_text("#!/bin/sh\n" + {"fails": "echo abc; exit 3", "hangs": "exec /bin/sleep 60"}[what])
+        (tmp_path / "git").chmod(0o755)
+        monkeypatch.setattr(records.subprocess, "run", lambda *a, run=subprocess.run, **k: run(*a, **k | {"timeout": min(k["timeout"], 1)}))
+    assert records.provenance("a test")["commit"] == "none"
