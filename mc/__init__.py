@@ -7,16 +7,45 @@ __all__ = ['explore', 'AttentionConfig', 'DLABackend', 'DLAMemory', 'LanguageMod
            'LMConfig', 'MCConfig', 'MemoryCachingLayer', 'SegmentCache', 'SWLABackend', 'SWLAMemory', 'TitansBackend',
            'TitansMemory', 'memory_caching']
 
-# %% ../nbs/99_api.ipynb #1e5d65dd
-from .backends import DLABackend, LinearMemoryBackend, SWLABackend, TitansBackend
-from .cache import SegmentCache
-from .functional import memory_caching
-from .layer import MCConfig, MemoryCachingLayer
-from .memory.deep import DLAMemory
-from .memory.linear import LinearMemory
-from .memory.swla import SWLAMemory
-from .memory.titans import TitansMemory
-from .model import AttentionConfig, LanguageModel, LMConfig
+# %% ../nbs/99_api.ipynb #290cc52f
+import importlib
+
+
+def _names() -> dict:
+    "The names below that are defined elsewhere."
+    from mc.backends import DLABackend, LinearMemoryBackend, SWLABackend, TitansBackend
+    from mc.cache import SegmentCache
+    from mc.functional import memory_caching
+    from mc.layer import MCConfig, MemoryCachingLayer
+    from mc.memory.deep import DLAMemory
+    from mc.memory.linear import LinearMemory
+    from mc.memory.swla import SWLAMemory
+    from mc.memory.titans import TitansMemory
+    from mc.model import AttentionConfig, LanguageModel, LMConfig
+
+    return locals()
+
+
+def __getattr__(name: str):
+    """What is asked for is imported when it is asked for: `import mc` takes no time, and
+    the command line answers before torch is there.
+    """
+    if name.startswith("__"):  # which Python itself looks for
+        raise AttributeError(f"module 'mc' has no attribute {name!r}")
+    if name in __all__:
+        globals().update(_names())
+        return globals()[name]
+    try:
+        return importlib.import_module(f"mc.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"mc.{name}":
+            raise
+        raise AttributeError(f"module 'mc' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    "The names to build on, also before they were asked for."
+    return sorted({*globals(), *__all__})
 
 
 def explore(model, tokens, **options):

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MEMORIES', 'EXPANSION', 'WAYS', 'memory_sizes', 'Costs', 'seen', 'costs', 'break_even']
 
-# %% ../nbs/64_costs.ipynb #903cc031
+# %% ../nbs/64_costs.ipynb #30952cfb
 from dataclasses import dataclass
 
+from .doors import check_choice, check_size
 from .read.router import AGGREGATIONS, GATED
 
-# %% ../nbs/64_costs.ipynb #5b91d219
+# %% ../nbs/64_costs.ipynb #068a8ffc
 MEMORIES = ("linear", "deep")
 EXPANSION = 4  # F / D of a deep memory
 
@@ -19,14 +20,14 @@ def memory_sizes(memory: str, head_size: int) -> tuple[int, int, int]:
     """P, R and W of a memory of `MEMORIES`: the numbers that a read needs, those of the
     running state, and the multiply-adds of a write. A read takes P multiply-adds.
     """
-    if memory not in MEMORIES:
-        raise ValueError(f"memory must be one of {', '.join(MEMORIES)}; got {memory!r}")
+    memory = check_choice("memory", memory, MEMORIES)
+    head_size = check_size("head_size", head_size)
     if memory == "linear":
         return head_size**2, head_size**2, head_size**2
     weights = 2 * EXPANSION * head_size**2
     return weights, 2 * weights, 2 * weights
 
-# %% ../nbs/64_costs.ipynb #6471a873
+# %% ../nbs/64_costs.ipynb #bb826f00
 WAYS = ("attention", *AGGREGATIONS)
 
 
@@ -43,7 +44,9 @@ class Costs:
 
 def seen(tokens: int, segment_size: int, most: int) -> float:
     "Finished segments before a token, counted up to `most`: the mean over `tokens` tokens."
-    steps = min(most, tokens // segment_size)
+    tokens = check_size("tokens", tokens)
+    segment_size = check_size("segment_size", segment_size)
+    steps = min(check_size("most", most, 0), tokens // segment_size)
     return steps - segment_size * steps * (steps + 1) / 2 / tokens
 
 
@@ -60,12 +63,10 @@ def costs(
 
     Raises `ValueError` for names it does not know and for sizes below one.
     """
-    if way not in WAYS:
-        raise ValueError(f"way must be one of {', '.join(WAYS)}; got {way!r}")
-    sizes = dict(tokens=tokens, segment_size=segment_size, head_size=head_size, top_k=top_k)
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
+    way, top_k = check_choice("way", way, WAYS), check_size("top_k", top_k)
+    tokens = check_size("tokens", tokens)
+    segment_size = check_size("segment_size", segment_size)
+    head_size = check_size("head_size", head_size)
     P, R, W = memory_sizes(memory, head_size)
     D, N = head_size, tokens // segment_size
     if way == "attention":
@@ -82,9 +83,10 @@ def costs(
         fetched=read * P + gated * N * D + R + D,
     )
 
-# %% ../nbs/64_costs.ipynb #e150a537
+# %% ../nbs/64_costs.ipynb #9b391095
 def break_even(head_size: int, memory: str = "linear") -> float:
     """The segment length C* at which a cached memory costs as much as its tokens' keys and
     values do, in every one of the three counts.
     """
-    return (memory_sizes(memory, head_size)[0] + head_size) / (2 * head_size)
+    read, _, _ = memory_sizes(memory, head_size)
+    return (read + head_size) / (2 * head_size)

@@ -5,24 +5,28 @@
 # %% auto #0
 __all__ = ['powers', 'group', 'visible', 'reach', 'growing']
 
-# %% ../nbs/14_fenwick.ipynb #9d4e92fb
+# %% ../nbs/14_fenwick.ipynb #27001316
 from itertools import accumulate
 
-# %% ../nbs/14_fenwick.ipynb #a693804c
+from .doors import check_size
+
+# %% ../nbs/14_fenwick.ipynb #c1c32d68
 def powers(n: int) -> list[int]:
     """The powers of two that add up to `n`, largest first: 37 gives [32, 4, 1], 0 gives [].
 
     Cost: O(log n).
     """
+    n = check_size("n", n, 0)
     return [1 << i for i in reversed(range(n.bit_length())) if n >> i & 1]
 
-# %% ../nbs/14_fenwick.ipynb #9e9b7af2
+# %% ../nbs/14_fenwick.ipynb #239c84df
 def group(n: int) -> tuple[int, int]:
     """The group that is complete once `n` >= 1 blocks are: its first block and one past its
     last, the newest group that a token sees then. 6 gives (4, 6).
 
     Cost: O(1).
     """
+    n = check_size("n", n)
     return n - (n & -n), n
 
 
@@ -34,13 +38,14 @@ def visible(n: int) -> list[int]:
     """
     return list(accumulate(powers(n)))
 
-# %% ../nbs/14_fenwick.ipynb #17f7351f
+# %% ../nbs/14_fenwick.ipynb #420021f8
 def reach(first: int) -> int | None:
     """How many blocks the largest group that begins with block `first` has; None (no end)
     for block 0, 0 for odd blocks, which no group begins with.
 
     Cost: O(1).
     """
+    first = check_size("first", first, 0)
     return (first & -first) // 2 if first else None
 
 # %% ../nbs/14_fenwick.ipynb #e387b932

@@ -172,7 +172,7 @@ def read_online(
         name: torch.cat([end[name] for end in ends], 2) for name in fresh
     }
 
-# %% ../nbs/51_online.ipynb #f88ce307
+# %% ../nbs/51_online.ipynb #f057c2e9
 def advance(memory, runs: State, tokens: Tokens, chunk: int, inside: bool) -> State:
     """The memories `runs` (B, H, P, ·) after the tokens (B, H, T, ·), which all of them
     write. `inside` as in `walk`.
@@ -182,4 +182,5 @@ def advance(memory, runs: State, tokens: Tokens, chunk: int, inside: bool) -> St
     if not (count := next(iter(runs.values())).shape[2]):
         return runs
     rows = tokens.map(lambda x: x[:, :, None].expand(-1, -1, count, *x.shape[2:]))
-    return last(walk(memory, runs, rows, chunk, inside)[1][-1], 3)
+    ends = walk(memory, runs, rows, chunk, inside)[1]
+    return map_state(last(ends[-1], 3), Tensor.clone)

@@ -180,7 +180,7 @@ def index_of(some: list[int]) -> slice | Tensor:
     """
     return slice(0, len(some)) if some == list(range(len(some))) else torch.tensor(some)
 
-# %% ../nbs/56_parallel.ipynb #4fb01107
+# %% ../nbs/56_parallel.ipynb #2023d819
 def one_call(
     tokens: Tokens,
     memory,
@@ -229,8 +229,8 @@ def one_call(
         states=map_state(memories.states, lambda leaf: swap(leaf[:, :, kept])),
         pools=swap(memories.pools[:, :, kept]),
         lengths=tuple(d - c for c, d in (memories.spans[i] for i in memories.seen[-1])),
-        online=map_state(ends, lambda leaf: leaf[:, :, -1]),
-        key_sum=sums[:, :, -1],
+        online=map_state(ends, lambda leaf: leaf[:, :, -1].clone()),
+        key_sum=sums[:, :, -1].clone(),
         running=running + b - a,
         pending=map_state(pending, swap),
     )

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['Segments']
 
-# %% ../nbs/12_segments.ipynb #c0dbef28
+# %% ../nbs/12_segments.ipynb #8046c131
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
+from .doors import check_flag, check_size, counted, refusal, settle
 from .fenwick import powers
 
-# %% ../nbs/12_segments.ipynb #3e9736c7
+# %% ../nbs/12_segments.ipynb #11b3112e
 @dataclass(frozen=True)
 class Segments:
     """A cut of T tokens into segments of the given positive `lengths`.
@@ -27,26 +27,18 @@ class Segments:
     lengths: tuple[int, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "lengths", tuple(self.lengths))
-        if not self.lengths or any(
-            not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in self.lengths
-        ):
-            raise ValueError(
-                "segments must be a non-empty list of integers >= 1, "
-                f"got {list(self.lengths)}"
-            )
+        lengths = counted(self.lengths)
+        if not lengths or min(lengths) < 1:
+            raise refusal("segments", "a non-empty list of integers >= 1", self.lengths)
+        settle(self, lengths=tuple(lengths))
 
     @classmethod
     def constant(cls, tokens: int, size: int, running: int = 0) -> "Segments":
         """Segments of `size` tokens. The first one continues a segment that already
         holds `running` of its tokens.
         """
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"size must be an integer >= 1, got {size!r}")
-        if not 0 <= running < size:
-            raise ValueError(
-                f"running must be between 0 and size - 1 = {size - 1}, got {running}"
-            )
+        tokens, size = check_size("tokens", tokens), check_size("size", size)
+        running = check_size("running", running, 0, size - 1)
         first = min(size - running, tokens)
         full, rest = divmod(tokens - first, size)
         return cls((first, *[size] * full, *([rest] if rest else [])))
@@ -56,9 +48,7 @@ class Segments:
         """One segment for each binary digit 1 of `tokens`, the longest first: 37 gives
         32, 4, 1.
         """
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            raise ValueError(f"tokens must be an integer >= 1, got {tokens!r}")
-        return cls(tuple(powers(tokens)))
+        return cls(tuple(powers(check_size("tokens", tokens))))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,21 +58,24 @@ class Segments:
         "T, the number of tokens that are cut."
         return sum(self.lengths)
 
-    @cached_property
+    @property
     def bounds(self) -> list[tuple[int, int]]:
         "First token and one past the last token of each segment."
         ends = list(accumulate(self.lengths, initial=0))
         return list(zip(ends, ends[1:]))
 
-    @cached_property
+    @property
     def owner(self) -> Tensor:
         "The segment of each token: (T,) integers."
-        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.lengths))
+        lengths = torch.tensor(self.lengths)
+        return torch.repeat_interleave(
+            torch.arange(len(self)), lengths, output_size=self.tokens
+        )
 
     def alike(self, alone: bool = False) -> list[tuple[int, int]]:
         """Stretches of neighbours of equal length, as (count, length); the first segment is
         a stretch of its own if `alone`.
         """
-        head = [(1, self.lengths[0])] if alone else []
+        head = [(1, self.lengths[0])] if check_flag("alone", alone) else []
         rest = groupby(self.lengths[len(head) :])
         return head + [(len(list(same)), length) for length, same in rest]

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Trace']
 
-# %% ../nbs/60_trace.ipynb #0d04860e
+# %% ../nbs/60_trace.ipynb #476f00fe
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .cache import SegmentCache
+from .doors import check_kind, check_size, dense, refusal, settle
 from .sequential import Run
 
-# %% ../nbs/60_trace.ipynb #460a3bbf
+# %% ../nbs/60_trace.ipynb #96ee7b23
 @dataclass(frozen=True)
 class Trace:
     """What one layer did with T tokens that followed `before` earlier ones.
@@ -31,9 +32,18 @@ class Trace:
     cache: SegmentCache
     before: int
 
+    def __post_init__(self):
+        given = {"scores": self.scores, "gates": self.gates, "chosen": self.chosen}
+        for name, a in given.items():
+            if not dense(a) or a.ndim != 4 or a.shape != self.scores.shape:
+                raise refusal(name, "a tensor (B, T, H, N+1), as the other two", a)
+        check_kind("cache", self.cache, SegmentCache)
+        settle(self, before=check_size("before", self.before, 0))
+
     @classmethod
     def of(cls, run: Run, before: int = 0) -> "Trace":
-        "The trace of a pass, cut off from the graph."
+        "The trace of a pass, cut off from the graph; `ValueError` for what is no pass."
+        check_kind("run", run, Run)
         return cls(
             run.scores.detach(),
             run.gates.detach(),

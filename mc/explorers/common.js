@@ -40,8 +40,9 @@ function unpack({ base64, low, high }) {
   return Float32Array.from({ length: bytes.length >> 1 }, (_, i) => low + fraction(i) * (high - low));
 }
 
-function heading(title, how) {
-  return h("div", {}, h("p", { class: "heading" }, title ?? ""), h("p", { class: "how" }, how));
+// `notes` say what the page leaves out.
+function heading(title, how, notes = []) {
+  return h("div", {}, h("p", { class: "heading" }, h("bdi", {}, title ?? "")), ...notes.map((note) => h("p", { class: "leftout" }, note)), h("p", { class: "how" }, how));
 }
 
 // The text that a screen reader is told whenever it changes.

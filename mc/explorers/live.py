@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['LONGEST', 'parse', 'questions', 'rewired', 'shipped', 'Live', 'live']
 
-# %% ../../nbs/97_live.ipynb #d4bcce53
+# %% ../../nbs/97_live.ipynb #11bd0dab
 import html
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import ipywidgets
 import torch
 from torch import Tensor
 
+from ..doors import check_size
+from .base import read_ids
 from .routing import explore
 from ..layer import GATES, MCConfig
 from ..model import LanguageModel
@@ -22,7 +24,7 @@ from ..read.router import AGGREGATIONS, GATED
 from ..tasks.mqar import IGNORE, MQAR, Batch
 from ..tasks.needles import Needles
 
-# %% ../../nbs/97_live.ipynb #bb7f213b
+# %% ../../nbs/97_live.ipynb #1df847d1
 LONGEST = 512  # tokens; the page holds gates of each over all memories
 
 
@@ -32,6 +34,9 @@ def parse(text: str, vocab_size: int) -> Tensor:
     Raises `ValueError` that names the first word which is no token, for no token at all
     and for more than `LONGEST`.
     """
+    check_size("vocab_size", vocab_size)
+    if not isinstance(text, str):
+        raise ValueError(f"text must be text; got {text!r:.60}")
     words = [word for word in re.split(r"[\s,]+", text) if word]
     for place, word in enumerate(words, 1):
         number = word.isascii() and word.isdigit() and len(word) < 10
@@ -49,6 +54,8 @@ def questions(tokens: Tensor, vocab_size: int) -> Batch:
     """`tokens` (1, T) with the questions that are in them: a key that a value followed
     before, and that none follows now, asks for the latest such value.
     """
+    check_size("vocab_size", vocab_size)
+    tokens = read_ids("tokens", tokens)
     ids, half, latest = tokens[0].tolist(), vocab_size // 2, {}
     labels, source = torch.full_like(tokens, IGNORE), torch.full_like(tokens, -1)
     for t, (token, after) in enumerate(zip(ids, [*ids[1:], 0])):
@@ -58,27 +65,36 @@ def questions(tokens: Tensor, vocab_size: int) -> Batch:
             labels[0, t], source[0, t] = ids[latest[token]], latest[token]
     return Batch(tokens, labels, source)
 
-# %% ../../nbs/97_live.ipynb #7ffec53c
+# %% ../../nbs/97_live.ipynb #7a9a12ed
 def rewired(model: LanguageModel, **changes) -> LanguageModel:
     """The weights of `model` under another configuration: `changes` to its `MCConfig`.
 
     Raises `ValueError` for attention, which has no memories, for a configuration that needs
     weights which the model lacks, and for what `MCConfig` refuses.
     """
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"model must be a LanguageModel; got a {type(model).__name__}")
     if not isinstance(model.config.mixer, MCConfig):
         raise ValueError("this model is attention: it has no memories; choose another one")
+    if unknown := sorted(changes.keys() - {field.name for field in fields(MCConfig)}):
+        raise ValueError(f"changes must be to options of MCConfig; got {unknown}")
     mixer, weights = replace(model.config.mixer, **changes), model.state_dict()
     other = LanguageModel(replace(model.config, mixer=mixer))
+    other.to(weights["embedding.weight"].dtype)
     needed = other.state_dict().keys()
     if any("connector" in name for name in needed - weights.keys()):
         raise ValueError(
             f"gate {mixer.gate!r} needs a connector W_u, and this model was trained without "
             "one; choose 'shared' (u = q) or 'uniform'"
         )
-    other.load_state_dict({name: weights[name] for name in needed})
-    return other.to(weights["embedding.weight"].dtype).eval()
+    kept = {name: weights[name] for name in needed & weights.keys()}
+    try:
+        other.load_state_dict(kept)
+    except RuntimeError:
+        raise ValueError(f"changes need other weights than the model has: {changes}") from None
+    return other.eval()
 
-# %% ../../nbs/97_live.ipynb #2a3e870d
+# %% ../../nbs/97_live.ipynb #dfe0fcd9
 def shipped(folder: str | Path) -> dict[str, Path]:
     "The trained models in `folder`, by benchmark, profile and variant."
     found = sorted(Path(folder).glob("*/*/models/*.safetensors"))
@@ -190,9 +206,6 @@ class Live(ipywidgets.VBox):
         )
         self._tell(1, f"running {tokens.shape[1]} tokens through {len(model.blocks)} layers")
         batch = questions(tokens, trained.config.vocab_size)
-        with torch.no_grad():
-            answers = model(tokens).argmax(-1)
-        self._tell(2, "collecting gates")
         mixer = model.config.mixer
         rules = [self.name.value, f"read by {mixer.aggregation}"]
         rules += [f"gate {mixer.gate}"] if mixer.aggregation in GATED else []
@@ -202,9 +215,12 @@ class Live(ipywidgets.VBox):
         self._show()
         if before:
             before.close()
-        asked = batch.labels != IGNORE
-        right = int((answers == batch.labels)[asked].sum())
-        self._tell(3, f"{tokens.shape[1]} tokens; {right} of {int(asked.sum())} questions right")
+        data, asked = self.explorer.data, (batch.labels[0] != IGNORE).nonzero().flatten()
+        if notes := data.get("notes"):
+            return self._tell(3, " ".join(notes))
+        said = [data["variants"][0]["answers"][t][0][0] for t in asked.tolist()]
+        right = sum(a == str(int(b)) for a, b in zip(said, batch.labels[0, asked]))
+        self._tell(3, f"{tokens.shape[1]} tokens; {right} of {len(asked)} questions right")
 
 
 def live(folder: str | Path = "results") -> Live:
@@ -213,6 +229,8 @@ def live(folder: str | Path = "results") -> Live:
 
     Raises `ValueError` if there is no model.
     """
+    if not isinstance(folder, (str, Path)):
+        raise ValueError(f"folder must be the path of a folder; got {folder!r:.60}")
     if not (models := shipped(folder)):
         raise ValueError(
             f"folder must hold trained models in BENCHMARK/PROFILE/models; got {str(folder)!r}"

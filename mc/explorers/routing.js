@@ -19,8 +19,9 @@ function openingToken(v, w, wanted) {
   if (Number.isInteger(wanted) && wanted >= 0 && wanted < v.T) return wanted;
   const told = v.queries.filter((t) => w.isRight(t) && w.trueSlot(t) !== null && w.trueSlot(t) !== w.online);
   if (!told.length) return v.queries[0] ?? v.T - 1;
-  const telling = told.filter((t) => v.variants.every((other) => other.gated || !other.isRight(t)));
-  return (telling.length ? telling : told).reduce((a, b) => (w.trueMass(b) > w.trueMass(a) ? b : a));
+  const near = told.filter((t) => !w.folded(w.trueSlot(t))), seen = near.length ? near : told;
+  const telling = seen.filter((t) => v.variants.every((other) => other.gated || !other.isRight(t)));
+  return (telling.length ? telling : seen).reduce((a, b) => (w.trueMass(b) > w.trueMass(a) ? b : a));
 }
 
 function story(v) {
@@ -29,9 +30,10 @@ function story(v) {
   const ask = (t) => {
     const lead = ["Query ", word(v.tokens[t]), " asks which value followed this key. "];
     if (v.trueSegment(t) === null) return [...lead, "No earlier pair answers it."];
+    if (v.trueSegment(t) < 0) return [...lead, h("b", { class: "truth" }, "◆"), ` The pair is in one of the ${plural(v.past, "earlier segment")}, which the page does not show.`];
     const back = v.segmentOf[t] - v.trueSegment(t);
     const pair = v.truePair(t).flatMap((i) => [" → ", word(v.tokens[i])]).slice(1);
-    const where = back ? `segment ${v.trueSegment(t) + 1}, ${plural(back, "segment")} back.` : "the running segment, in the online memory.";
+    const where = back ? `segment ${v.segment(v.trueSegment(t))}, ${plural(back, "segment")} back.` : "the running segment, in the online memory.";
     return [...lead, h("b", { class: "truth" }, "◆ ", ...pair), ` is in ${where}`];
   };
   const tell = (t) => (v.asks ? [`Nothing is asked here: ${silent[v.roles[t].split(" ").pop()] ?? "a filler, to be ignored."}`] : ["Token ", word(v.tokens[t]), " is read."]);
@@ -48,6 +50,7 @@ function answerRow([text, p], right, note) {
 function answer(v, view) {
   const name = h("p", { class: "how" }), verdict = h("p", {}), list = h("ol");
   const judge = (w, t) => {
+    if (w.diverged) return ["No answer: this model has diverged."];
     if (!v.asks) return ["Next: ", word(w.answers[t]?.[0]?.[0] ?? "")];
     if (v.roles[t] !== "query") return ["Nothing is asked at this token."];
     if (v.target[t] == null) return ["No right answer is recorded."];
@@ -56,7 +59,7 @@ function answer(v, view) {
   };
   const draw = (t) => {
     const w = v.variants[view.variant], target = v.target[t], top = w.answers[t] ?? [];
-    const missed = target != null && !top.some(([text]) => text === target);
+    const missed = target != null && !w.diverged && !top.some(([text]) => text === target);
     setText(name, v.asks ? "the model’s answer" : "what the model expects next");
     setClass(verdict, "verdict", top.length && "asked");
     verdict.replaceChildren(...judge(w, t));
@@ -83,9 +86,9 @@ function detail(v, view, actions) {
 
 function said(v, view, t) {
   const w = v.variants[view.variant], several = v.variants.length > 1;
-  const where = `Token ${t + 1}, ${v.roles[t]} ${visible(v.tokens[t])}, segment ${v.segmentOf[t] + 1}.`;
+  const where = `Token ${v.number(t)}, ${v.roles[t]} ${visible(v.tokens[t])}, segment ${v.segment(v.segmentOf[t])}.`;
   if (v.asks && v.roles[t] !== "query") return `${where} Nothing is asked.`;
-  const mass = w.gated && w.trueSlot(t) !== null ? ` ${percent(w.trueMass(t))} of the gates on the true segment.` : "";
+  const mass = w.gated && w.trueSlot(t) !== null ? ` ${w.share(t, w.trueMass(t))} of the gates on the true segment.` : "";
   const others = v.variants.filter((other) => other !== w).map((other) => `${other.name}: ${answered(v, other, t)}`);
   return `${where} ${several ? w.name : "Answer"}: ${answered(v, w, t)}.${mass}${several ? ` Beside it, ${others.join("; ")}.` : ""}`;
 }
@@ -94,6 +97,7 @@ function explorer(model, root) {
   const v = readTrace(model.get("data"));
   const view = { variant: openingVariant(v, model.get("variant")), layer: 0 };
   v.cached = (t) => v.variants[view.variant].cached(t);
+  v.folded = (t) => v.variants[view.variant].addsUp(t);
   let held = openingToken(v, v.variants[view.variant], model.get("token")), previewed = null;
   const many = Math.max(...v.variants.map((w) => w.slots)) > 20, grouped = v.variants.some((w) => w.grouped);
   const draw = () => {
@@ -123,7 +127,7 @@ function explorer(model, root) {
   const how = ["Point at a token to look, click to hold it. ← → move by one token, ↑ ↓ by one segment", v.asks && "n and p jump between queries",
     several && `1 to ${Math.min(v.variants.length, 9)} choose the model whose gates are shown in full`].filter(Boolean).join(", ");
   const readout = h("div", { class: "readout" }, told.el, heat.el, verdict.el);
-  root.replaceChildren(heading(v.title, `${how}.`), time.el, sequence.el,
+  root.replaceChildren(heading(v.title, `${how}.`, v.notes), time.el, sequence.el,
     ...(several ? [means.el, beside[0].el, readout] : [readout, means.el]), map.el, spoken.el);
   draw();
   return {

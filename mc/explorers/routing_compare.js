@@ -23,12 +23,13 @@ const layerName = (layer) => (layer === null ? "all layers" : `layer ${layer + 1
 // What a model answers, in words: "213, right", or only the answer where nothing is right or wrong.
 function answered(v, w, t) {
   const best = w.answers[t]?.[0];
+  if (w.diverged) return "no answer, it has diverged";
   if (!best) return "";
   return visible(best[0]) + (v.target[t] == null ? "" : w.isRight(t) ? ", right" : ", wrong");
 }
 
 function variantRow(v, w, i, view) {
-  const columns = v.lengths.length; // the last is for the online memory
+  const columns = v.column(v.lengths.length); // the last is for the online memory
   const cells = range(w.slots, (slot) => {
     const [first, last] = slot === w.online ? [columns - 1, columns - 1] : w.segments(slot);
     return h("span", { class: slot === w.online ? "gate online" : "gate", style: `grid-column:${first + 1}/${last + 2}` });
@@ -45,7 +46,7 @@ function variantRow(v, w, i, view) {
     el.setAttribute("aria-checked", variant === i);
     el.tabIndex = variant === i ? 0 : -1;
     setClass(verdict, "said", right && "right");
-    verdict.replaceChildren(...(best ? [v.target[t] == null ? "→ " : right ? "✓ " : "✗ ", word(best[0])] : ["–"]));
+    verdict.replaceChildren(...(best ? [v.target[t] == null ? "→ " : right ? "✓ " : "✗ ", word(best[0])] : [w.diverged ? "diverged" : "–"]));
     length.hidden = p == null;
     length.style.width = percent(p ?? 0);
     setText(sure, p == null ? "" : p.toFixed(2));
@@ -58,9 +59,9 @@ function variantRow(v, w, i, view) {
     setClass(frame, "frame", truth === null && "none", truth === w.online && "online");
     if (truth !== null) frame.style.gridColumn = cells[truth].style.gridColumn;
     const share = truth === null || !w.gated ? null : w.mean(layer, t, truth);
-    setText(mass, share !== null ? percent(share) : v.asks ? "–" : "");
+    setText(mass, share !== null ? w.share(t, share) : v.asks ? "–" : "");
     el.setAttribute("aria-label", [w.name, answered(v, w, t), p == null ? "" : `probability ${p.toFixed(2)}`,
-      share === null ? "" : `gate on the true segment ${percent(share)}`].filter(Boolean).join(", "));
+      share === null ? "" : `gate on the true segment ${w.share(t, share)}`].filter(Boolean).join(", "));
   };
   el.dataset.variant = i;
   return { el, draw };
@@ -90,7 +91,7 @@ function mask(width, height, opacity) {
 function gateMap(v, w, layer) {
   const means = range(w.slots, (slot) => Float32Array.from({ length: v.T }, (_, t) => w.mean(layer, t, slot)));
   const gate = (t, slot) => Math.min(means[slot][t] / FULL, 1);
-  const truth = (t, y) => (w.trueSlot(t) === Math.floor(y / 4) && v.roles[t] === "query" && y % 4 === 3 ? 1 : 0);
+  const truth = (t, y) => (v.roles[t] === "query" && y % 4 === 3 && w.trueSlot(t) === Math.floor(y / 4) ? 1 : 0);
   const high = clamp(w.slots * 10, 210);
   const el = h("div", { class: "map", style: `height:${high}px` },
     h("div", { class: "ink", style: mask(v.T, w.slots, gate) }), h("div", { class: "ink truth", style: mask(v.T, 4 * w.slots, truth) }));
@@ -98,7 +99,7 @@ function gateMap(v, w, layer) {
 }
 
 function maps(v, view, { preview, hold, light }) {
-  const plate = h("div", { class: "plate", role: "slider", tabindex: 0, "aria-label": "map of gates, token by token", "aria-valuemin": 1, "aria-valuemax": v.T });
+  const plate = h("div", { class: "plate", role: "slider", tabindex: 0, "aria-label": "map of gates, token by token", "aria-valuemin": v.number(0), "aria-valuemax": v.number(v.T - 1) });
   const cursor = h("div", { class: "cursor" }), home = h("div", {});
   const rows = h("div", { class: "rows", "aria-hidden": true }), caption = h("p", { class: "reading" }), scale = h("p", {});
   const el = h("div", { class: "maps" }, h("p", { class: "how" }, `Gates at every token: tokens from left to right, memories from top to bottom.${v.asks ? " ▂ orange: the memory that holds the answer." : ""}`),
@@ -111,7 +112,7 @@ function maps(v, view, { preview, hold, light }) {
     if (!drawn.has(name)) drawn.set(name, gateMap(v, shown(), view.layer));
     return drawn.get(name);
   };
-  const read = (t, w, slot) => `token ${t + 1} → ${w.slotName(slot)}: ${w.sees(t, slot) ? map.means[slot][t].toFixed(3) : "not there"}`;
+  const read = (t, w, slot) => `token ${v.number(t)} → ${w.slotName(slot)}: ${w.sees(t, slot) ? map.means[slot][t].toFixed(3) : "not there"}`;
   const draw = (t) => {
     const w = shown(), truth = w.trueSlot(t);
     el.hidden = !w.gated;
@@ -119,7 +120,7 @@ function maps(v, view, { preview, hold, light }) {
     if (find() !== map) {
       map = find();
       plate.replaceChildren(map.el, home, cursor);
-      rows.replaceChildren(h("span", {}, w.online ? w.slotName(0) : ""), h("span", {}, "online"));
+      rows.replaceChildren(h("span", {}, !w.online ? "" : w.folded(0) ? "earlier" : w.slotName(0)), h("span", {}, "online"));
       setText(scale, `${w.name}, ${layerName(view.layer)}`);
     }
     now = t;
@@ -130,7 +131,7 @@ function maps(v, view, { preview, hold, light }) {
     const top = range(w.slots, (s) => map.means[s][t]).reduce((best, g, s, all) => (g > all[best] ? s : best), 0);
     const words = [read(t, w, slot ?? top), slot === null && top !== truth && truth !== null ? `true: ${map.means[truth][t].toFixed(3)}` : ""];
     setText(caption, words.filter(Boolean).join(" · "));
-    plate.setAttribute("aria-valuenow", t + 1);
+    plate.setAttribute("aria-valuenow", v.number(t));
     plate.setAttribute("aria-valuetext", `${caption.textContent}, ${layerName(view.layer)}`);
   };
   const at = (event) => {
@@ -143,7 +144,7 @@ function maps(v, view, { preview, hold, light }) {
     const t = at(event), w = shown();
     preview(t);
     draw(t);
-    light(...(slot === w.online ? [v.segmentOf[t]] : w.segments(slot)));
+    light(...(slot === w.online ? [v.column(v.segmentOf[t])] : w.segments(slot)));
   });
   plate.addEventListener("pointerleave", () => { slot = null; preview(null); draw(now); light(null); });
   plate.addEventListener("click", (event) => { hold(at(event)); plate.focus(); });

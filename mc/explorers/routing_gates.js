@@ -16,14 +16,15 @@ function spread(stored, bits, length) {
 
 function readVariant(v, data) {
   const { layers, heads, memories } = data, { T, segmentOf, source, target } = v, online = memories.length;
-  const spans = [...memories, [0, T, 0, T]]; // first token and one past the last: of the memory, then of its readers
+  // First token and one past the last: of the memory, then of its readers. What ends before the window is the sum of all such memories.
+  const spans = [...memories, [0, T, 0, T]], folded = (slot) => spans[slot][1] <= 0;
   let count = 0;
   const offsets = spans.map(([, , from, until]) => { count += until - from; return count - until; });
   const bits = data.chosen && unpackBits(data.chosen), values = data.gates && spread(unpack(data.gates), bits, count * layers * heads);
   if (values && values.length !== count * layers * heads)
     throw new Error(`the gates of ${data.name} are ${values.length} numbers, expected ${count} × ${layers} × ${heads}.`);
   const index = (layer, t, head, slot) => ((offsets[slot] + t) * layers + layer) * heads + head;
-  const sees = (t, slot) => t >= spans[slot][2] && t < spans[slot][3];
+  const sees = (t, slot) => !data.diverged && t >= spans[slot][2] && t < spans[slot][3];
   const gate = (...at) => (!sees(at[1], at[3]) ? 0 : values ? values[index(...at)] : 1);
   const chosen = (...at) => sees(at[1], at[3]) && (!bits || bits(index(...at)) === 1);
   // Over the heads of a layer; with layer null, over those of all layers.
@@ -33,24 +34,31 @@ function readVariant(v, data) {
     for (let l = from; l < until; l++) for (let head = 0; head < heads; head++) sum += gate(l, t, head, slot);
     return sum / (until - from) / heads;
   };
-  const cached = (t) => memories.filter((_, slot) => sees(t, slot)).length;
+  const cached = (t) => memories.filter((_, slot) => !folded(slot) && sees(t, slot)).length;
   const trueSlot = (t) => {
-    if (source[t] == null) return null;
+    if (source[t] == null || data.diverged) return null;
     const slot = memories.findIndex(([first, end], i) => sees(t, i) && source[t] >= first && source[t] < end);
     return slot < 0 ? online : slot;
   };
   const trueMass = (t) => mean(null, t, trueSlot(t));
-  const segments = (slot) => [segmentOf[spans[slot][0]], segmentOf[spans[slot][1] - 1]];
-  const number = (slot) => [...new Set(segments(slot))].map((s) => s + 1).join("–");
-  const slotName = (slot) => (slot === online ? "online memory" : `segment${number(slot).includes("–") ? "s" : ""} ${number(slot)}`);
+  // Columns of the sequence, the first and the last; numbers of segments come with a memory that begins before the window.
+  const segments = ([first, end]) => [first < -v.skipped ? 0 : v.column(segmentOf[Math.max(first, 0)]), end <= 0 ? 0 : v.column(segmentOf[end - 1])];
+  const ends = ([first, end, , , name]) => name?.split("–") ?? [first, end - 1].map((t) => `${v.segment(segmentOf[t])}`);
+  const number = (slot) => [...new Set(ends(spans[slot]))].join("–");
+  const slotName = (slot) => (slot === online ? "online memory" : `segment${number(slot).includes("–") ? "s" : ""} ${number(slot)}${folded(slot) ? ", added up" : ""}`);
   const isRight = (t) => target[t] != null && data.answers[t]?.[0]?.[0] === target[t];
-  const slots = online + 1, grouped = memories.some((_, slot) => number(slot).includes("–"));
+  // The gate on the true segment; of a sum no more than that is known.
+  const share = (t, gate) => `${folded(trueSlot(t)) ? "≤" : ""}${percent(gate)}`;
+  const addsUp = (t) => memories.some((_, slot) => folded(slot) && sees(t, slot));
+  const longest = Math.max(0, ...memories.map((_, slot) => (folded(slot) ? 0 : number(slot).length)));
+  const slots = online + 1, grouped = memories.some((_, slot) => !folded(slot) && number(slot).includes("–"));
   return { ...data, gated: Boolean(values), sparse: Boolean(bits), grouped, online, slots, spans, gate, chosen, mean, sees, cached,
-    trueSlot, trueMass, segments, number, slotName, isRight };
+    folded, addsUp, longest, share, trueSlot, trueMass, segments: (slot) => segments(spans[slot]), number, slotName, isRight };
 }
 
 // What the grid cannot say by itself.
 function remark(w) {
+  if (w.diverged) return "This model has diverged: it has no gates and no answers.";
   if (w.kind === "none") return "No caching: one online memory holds the whole past, so there is nothing to choose.";
   const later = w.init === "checkpoint" ? " Each state is a checkpoint: it holds all tokens up to the end of its segment, so later states hold the true pair too." : "";
   return ({ residual: "Residual: every cached memory is read with weight one, so there is nothing to choose.",
@@ -60,14 +68,14 @@ function remark(w) {
 
 function shelfSlot(v, w, slot) {
   const isOnline = slot === w.online;
-  const fill = h("span", { class: "fill" }), number = h("span", { class: "number" }, w.number(slot));
+  const fill = h("span", { class: "fill" }), number = h("span", { class: "number" }, isOnline ? "" : w.folded(slot) ? "…" : w.number(slot));
   const el = h("div", { role: "columnheader", tabindex: isOnline ? 0 : -1, "data-slot": slot }, fill, number);
   const draw = (t) => {
     const s = v.segmentOf[t], phase = isOnline ? "online" : w.sees(t, slot) ? "closed" : t < w.spans[slot][2] ? "future" : "merged";
     setClass(el, "slot", phase);
-    if (isOnline) setText(number, `${s + 1}`);
-    fill.style.height = { online: percent(v.position(t) / v.lengths[s]), closed: "100%" }[phase] ?? "0";
-    const what = { online: `segment ${s + 1} is running`, closed: "state in the cache", merged: "merged into a larger group" }[phase] ?? "empty";
+    if (isOnline) setText(number, `${v.segment(s)}`);
+    fill.style.height = { online: percent(v.position(t) / v.length(s)), closed: "100%" }[phase] ?? "0";
+    const what = { online: `segment ${v.segment(s)} is running`, closed: "state in the cache", merged: "merged into a larger group" }[phase] ?? "empty";
     el.setAttribute("aria-label", `${w.slotName(slot)}: ${what}${w.trueSlot(t) === slot ? ", holds the true pair" : ""}`);
   };
   return { el, draw };
@@ -88,7 +96,8 @@ function headRow(v, w, layer, head) {
       cell.style.setProperty("--gate", cell.dataset.value);
       setText(cell, shut ? "" : short(values[slot]));
     });
-    setText(mass, truth !== null ? percent(values[truth]) : v.asks ? "–" : "");
+    setClass(mass, "mass", truth !== null && w.folded(truth) && "most");
+    setText(mass, truth !== null ? w.share(t, values[truth]) : v.asks ? "–" : "");
   };
   return { el: h("div", { class: "line", role: "row" }, name, ...cells, mass), draw };
 }
@@ -109,12 +118,14 @@ function gateGrid(v, w, shelf, rows) {
     ...shelf.map((slot) => slot.el), h("div", { class: "mass", role: "columnheader", "aria-label": "gate mass on the segment of the true pair" }));
   const space = () => h("div", { class: "space", role: "presentation" });
   const body = rows.flatMap((row, i) => (i && i % w.heads === 0 ? [space(), row.el] : [row.el]));
+  const wide = w.longest > (w.grouped ? 5 : 2) ? `--slot-width:${6 * w.longest + 6}px` : ""; // segment 100 and on
   const label = "gates of every head over the cached segments and the online memory";
-  const el = h("div", { class: "grid", role: "table", "aria-label": label, style: `--slots:${w.online};${w.online ? "" : "--slot-columns: "}` }, ...captions, header, ...body, frame);
+  const el = h("div", { class: "grid", role: "table", "aria-label": label, style: `--slots:${w.online};${w.online ? "" : "--slot-columns: "}${wide}` }, ...captions, header, ...body, frame);
   const draw = (t) => {
     const truth = w.trueSlot(t);
     [...shelf, ...rows].forEach((part) => part.draw(t));
-    setText(states, `${w.cached(t)} of ${plural(w.online, "state")}`);
+    const later = w.spans.filter((_, slot) => slot !== w.online && !w.folded(slot)).length;
+    setText(states, `${w.cached(t)} of ${plural(later, "state")}${later < w.online ? ", the earlier ones first" : ""}`);
     setClass(frame, "frame", truth === w.online && "online", truth === null && "none");
     frame.style.gridColumn = `${truth + 3} / ${truth + 4}`;
   };
@@ -131,7 +142,7 @@ function gates(v, w, { light }) {
   const largest = () => [...grid.el.querySelectorAll(".top")].reduce((a, b) => (+b.dataset.value > +a.dataset.value ? b : a));
   const pointAt = (slot, cell) => {
     grid.el.querySelectorAll("[data-slot]").forEach((el) => el.classList.toggle("lit", +el.dataset.slot === slot));
-    light(...(slot === null ? [null] : slot === w.online ? [v.segmentOf[now]] : w.segments(slot)));
+    light(...(slot === null ? [null] : slot === w.online ? [v.column(v.segmentOf[now])] : w.segments(slot)));
     setText(reading, cell ? read(cell.dataset) : slot === null ? `largest: ${read(largest().dataset)}` : shelf[slot].el.ariaLabel);
   };
   const focus = (slot) => {

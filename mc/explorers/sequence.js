@@ -1,24 +1,32 @@
 // A sequence of tokens in segments: what it is, a strip to point at, and a bar for time.
 
-// The sequence with every question that panels ask of it. `source` is where the answer to a question stands.
+// The sequence with every question that panels ask of it. `source` is where the answer to a question stands; below zero, before the
+// window that is shown. `column(s)`: the place of segment s beside the box of all that were closed before the window, if there is one.
 function readSequence(data) {
   if (!data?.tokens?.length) throw new Error("there is no sequence to show yet.");
   const { tokens, roles, lengths, source } = data, T = tokens.length;
+  const { before = 0, segments: past = 0, skipped = 0, of = T } = data.window ?? {};
   const segmentOf = lengths.flatMap((n, s) => Array(n).fill(s));
   if (segmentOf.length !== T) throw new Error(`segments hold ${segmentOf.length} tokens, the sequence has ${T}.`);
   const starts = lengths.map((_, s) => segmentOf.indexOf(s));
   const queries = roles.flatMap((role, t) => (role === "query" ? [t] : []));
-  const trueSegment = (t) => (source[t] == null ? null : segmentOf[source[t]]);
+  const trueSegment = (t) => (source[t] == null ? null : segmentOf[source[t]] ?? -1);
   const truePair = (t) => (source[t] == null ? [] : [source[t] - 1, source[t]].filter((i) => i >= 0));
-  const position = (t) => t - starts[segmentOf[t]] + 1;
+  const number = (t) => before + t + 1, segment = (s) => past + s + 1, column = (s) => s + Math.min(past, 1);
+  const position = (t) => t - starts[segmentOf[t]] + 1 + (segmentOf[t] ? 0 : skipped);
+  const length = (s) => lengths[s] + (s ? 0 : skipped);
+  const goesOn = (s) => s === lengths.length - 1 && before + T < of; // after the window
+  const progress = (t) => (goesOn(segmentOf[t]) ? `${plural(position(t), "token")} so far` : `${position(t)} of ${plural(length(segmentOf[t]), "token")}`);
+  const folded = () => false;
   const cached = (t) => segmentOf[t]; // memories, not tokens; an explorer that knows better replaces it
   const phase = (s, t) => (s < segmentOf[t] ? "closed" : s > segmentOf[t] ? "future" : "running");
-  return { ...data, T, starts, segmentOf, queries, trueSegment, truePair, position, cached, phase };
+  return { ...data, T, of, past, before, skipped, starts, segmentOf, queries, number, segment, column, trueSegment, truePair, position, length, goesOn, progress, cached, folded, phase };
 }
 
 function timeText(v, t) {
   const s = v.segmentOf[t];
-  return `segment ${s + 1} is running (${v.position(t)} of ${plural(v.lengths[s], "token")}); ${plural(v.cached(t), "state")} in the cache`;
+  const earlier = v.folded(t) ? ", and those of earlier segments" : "";
+  return `segment ${v.segment(s)} is running (${v.progress(t)}); ${plural(v.cached(t), "state")} in the cache${earlier}`;
 }
 
 function timeBar(v, { hold, jump }) {
@@ -31,8 +39,8 @@ function timeBar(v, { hold, jump }) {
   next.addEventListener("click", () => jump(1));
   const draw = (t) => {
     slider.value = t;
-    slider.setAttribute("aria-valuetext", `token ${t + 1} of ${v.T}, ${timeText(v, t)}`);
-    status.replaceChildren(h("b", {}, `token ${t + 1}`), ` of ${v.T} · ${timeText(v, t)}`);
+    slider.setAttribute("aria-valuetext", `token ${v.number(t)} of ${v.of}, ${timeText(v, t)}`);
+    status.replaceChildren(h("b", {}, `token ${v.number(t)}`), ` of ${v.of} · ${timeText(v, t)}`);
     // Not `disabled`: that would drop the reader's focus.
     previous.setAttribute("aria-disabled", !v.queries.some((q) => q < t));
     next.setAttribute("aria-disabled", !v.queries.some((q) => q > t));
@@ -49,7 +57,7 @@ function tokenSize(v) {
 
 function tokenBox(v, t, letters) {
   const text = visible(v.tokens[t]);
-  const el = h("span", { "data-index": t, role: "option", dir: "auto", "aria-label": `token ${t + 1}: ${text}, ${v.roles[t]}` }, text);
+  const el = h("span", { "data-index": t, role: "option", dir: "auto", "aria-label": `token ${v.number(t)}: ${text}, ${v.roles[t]}` }, text);
   const long = [...text].length > letters && "long";
   const draw = (shown, held, pair) => {
     setClass(el, "token", v.roles[t], long, v.phase(v.segmentOf[t], shown) !== "closed" && t > shown && "later", pair.includes(t) && "pair", t === shown && "shown");
@@ -64,15 +72,28 @@ function segmentBox(v, s, { letters, columns }) {
   const tokens = range(v.lengths[s], (i) => tokenBox(v, v.starts[s] + i, letters));
   const remark = h("span", { class: "remark" });
   const tight = columns < 4;
-  const label = h("div", { class: "label" }, h("span", {}, tight ? `${s + 1}` : `segment ${s + 1}`), remark);
-  const el = h("div", { role: "group", "aria-label": `segment ${s + 1}`, "data-segment": s },
+  const label = h("div", { class: "label" }, h("span", {}, tight ? `${v.segment(s)}` : `segment ${v.segment(s)}`), remark);
+  const el = h("div", { role: "group", "aria-label": `segment ${v.segment(s)}`, "data-segment": s },
     label, h("div", { class: "tokens", role: "presentation" }, ...tokens.map((token) => token.el)));
   const draw = (t, held, pair) => {
     const phase = v.phase(s, t), truth = v.trueSegment(t) === s;
     setClass(el, "segment", phase, truth && "true");
-    const state = { closed: v.cached(t) ? "cached" : "", running: `running ${v.position(t)}/${v.lengths[s]}`, future: "" }[phase];
+    const state = { closed: v.cached(t) ? "cached" : "", running: `running ${v.position(t)}${v.goesOn(s) ? "" : `/${v.length(s)}`}`, future: "" }[phase];
     setText(remark, tight ? (truth ? "◆" : "") : truth ? "◆ true pair" : state);
     tokens.forEach((token) => token.draw(t, held, pair));
+  };
+  return { el, draw };
+}
+
+// All segments that were closed before the window.
+function earlierBox(v, { columns }) {
+  const remark = h("span", { class: "remark" });
+  const name = columns < 4 ? `1–${v.past}` : plural(v.past, "earlier segment");
+  const el = h("div", { role: "presentation", title: `the first ${plural(v.before - v.skipped, "token")}, not shown` }, h("div", { class: "label" }, h("span", {}, name), remark));
+  const draw = (t) => {
+    const truth = v.trueSegment(t) === -1;
+    setClass(el, "segment", "closed", "earlier", truth && "true");
+    setText(remark, truth ? "◆" : "");
   };
   return { el, draw };
 }
@@ -85,7 +106,7 @@ function legend(v) {
 
 function strip(v, { preview, hold, walk }) {
   const size = tokenSize(v);
-  const boxes = v.lengths.map((_, s) => segmentBox(v, s, size));
+  const boxes = [...(v.past ? [earlierBox(v, size)] : []), ...v.lengths.map((_, s) => segmentBox(v, s, size))];
   const list = h("div", { class: "strip", role: "listbox", "aria-label": "tokens", "aria-orientation": "horizontal",
     style: `--columns:${size.columns};--token-width:${size.width}px` }, ...boxes.map((box) => box.el));
   const focus = () => list.querySelector("[aria-selected=true]").focus();
@@ -113,7 +134,8 @@ function strip(v, { preview, hold, walk }) {
 function walker(v, held, hold) {
   const step = (tokens, segments) => {
     const s = clamp(v.segmentOf[held()] + segments, v.lengths.length - 1);
-    hold(clamp(v.starts[s] + Math.min(v.position(held()), v.lengths[s]) - 1 + tokens, v.T - 1));
+    const place = held() - v.starts[v.segmentOf[held()]];
+    hold(clamp(v.starts[s] + Math.min(place, v.lengths[s] - 1) + tokens, v.T - 1));
   };
   const jump = (dir) => hold((dir > 0 ? v.queries.find((q) => q > held()) : v.queries.filter((q) => q < held()).pop()) ?? held());
   const walk = {

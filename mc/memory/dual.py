@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['density', 'Gelu', 'gelu', 'Layer', 'Online', 'after', 'scan']
 
-# %% ../../nbs/53_dual.ipynb #ed0255f1
+# %% ../../nbs/53_dual.ipynb #e88b0dcb
 import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..look import applied
 from .swla import products
 
-# %% ../../nbs/53_dual.ipynb #90417008
+# %% ../../nbs/53_dual.ipynb #03796073
 def density(z: Tensor) -> Tensor:
     "The density φ of the normal distribution."
     return torch.exp(-0.5 * z * z) * (0.5 / math.pi) ** 0.5
@@ -23,22 +24,33 @@ def density(z: Tensor) -> Tensor:
 class Gelu(torch.autograd.Function):
     "The value and the slope of `gelu`, with derivatives by hand."
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, z):
+    def forward(z):
         normal = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
         slope = torch.addcmul(normal, z, density(z))
-        ctx.save_for_backward(z, slope)
         return z * normal, slope
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_forward(*inputs, output[1])
 
     @staticmethod
     def backward(ctx, to_value, to_slope):
         z, slope = ctx.saved_tensors
         return to_value * slope + to_slope * (2 - z * z) * density(z)
 
+    @staticmethod
+    def jvp(ctx, change):
+        z, slope = ctx.saved_tensors
+        return change * slope, change * (2 - z * z) * density(z)
+
 
 def gelu(z: Tensor) -> tuple[Tensor, Tensor]:
     "The exact gelu `z Φ(z)` of any tensor, and its derivative `Φ(z) + z φ(z)`."
-    return Gelu.apply(z)
+    return applied(Gelu)(z)
 
 # %% ../../nbs/53_dual.ipynb #9df73797
 class Layer:

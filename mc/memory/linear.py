@@ -52,7 +52,7 @@ class LinearMemory:
         "`M(q)`: the answer (..., D_v) of the memory to `q` (..., D_k). Cost: O(D_v D_k)."
         return (state["m"] @ q[..., None])[..., 0]
 
-# %% ../../nbs/11_linear_memory.ipynb #a65a4a77
+# %% ../../nbs/11_linear_memory.ipynb #90625f7c
 def scan(self: LinearMemory, start: State, k: Tensor, v: Tensor) -> tuple[Callable, State]:
     """A row of chunks at once: a function for every online read `M_t q_t`, and the state at
     the end of each chunk.
@@ -68,7 +68,7 @@ def scan(self: LinearMemory, start: State, k: Tensor, v: Tensor) -> tuple[Callab
     begins = torch.cat([start["m"].unsqueeze(-3), ends[..., :-1, :, :]], -3)
 
     def online(q: Tensor) -> Tensor:
-        return (q @ k.transpose(-1, -2)).tril_() @ v + q @ begins.transpose(-1, -2)
+        return (q @ k.transpose(-1, -2)).tril() @ v + q @ begins.transpose(-1, -2)
 
     return online, {"m": ends}
 

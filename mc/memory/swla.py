@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .linear import LinearMemory, State, outer
 
-# %% ../../nbs/31_swla.ipynb #e702da12
+# %% ../../nbs/31_swla.ipynb #5edc3bad
 class SWLAMemory(LinearMemory):
     """Sliding-window linear attention with a window of two tokens (Eq. 26-28,
     gated Eq. 29):
@@ -40,7 +40,7 @@ class SWLAMemory(LinearMemory):
         """
         alpha, beta, lam = (a[..., None, None] for a in (alpha, beta, lam))
         m = alpha * state["m"] + beta * outer(state["v"], state["k"]) + lam * outer(v, k)
-        return {"m": m, "k": k, "v": v}
+        return {"m": m, "k": k.clone(), "v": v.clone()}
 
 # %% ../../nbs/31_swla.ipynb #c4a564d6
 ROW = 64
@@ -75,7 +75,7 @@ def chain(start: Tensor, kept: Tensor, written: Tensor) -> Tensor:
         ends.append(end)
     return torch.cat(ends, -3)
 
-# %% ../../nbs/31_swla.ipynb #5a9e841d
+# %% ../../nbs/31_swla.ipynb #c35f2118
 def scan(self: SWLAMemory, start: State, k: Tensor, v: Tensor, alpha, beta, lam):
     """A row of blocks at once, as `LinearMemory.scan`: N blocks of C tokens, each going on
     where the one before it ended, the first from `start`, leaves (..., ·).
@@ -104,7 +104,7 @@ def scan(self: SWLAMemory, start: State, k: Tensor, v: Tensor, alpha, beta, lam)
         inside = (A * (q @ keys.transpose(-1, -2))) @ values
         return inside + decay[..., None] * (q @ begins.transpose(-1, -2))
 
-    return online, {"m": ends, "k": k[..., -1, :], "v": v[..., -1, :]}
+    return online, {"m": ends, "k": k[..., -1, :].clone(), "v": v[..., -1, :].clone()}
 
 
 SWLAMemory.scan = scan

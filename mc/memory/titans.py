@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['UPDATES', 'TitansMemory']
 
-# %% ../../nbs/33_titans.ipynb #4181f702
+# %% ../../nbs/33_titans.ipynb #e8034529
 from torch import Tensor
 
+from ..doors import check_choice
 from .deep import DeepMemory
 from .linear import State
 
-# %% ../../nbs/33_titans.ipynb #3e366ddd
+# %% ../../nbs/33_titans.ipynb #f2cdca8a
 UPDATES = ("descent", "printed")
 
 
@@ -36,8 +37,7 @@ class TitansMemory(DeepMemory):
         normalised_step: bool = False,
     ):
         super().__init__(w1, w2, normalised_step)
-        if update not in UPDATES:
-            raise ValueError(f"update must be one of {UPDATES}; got {update!r}")
+        update = check_choice("update", update, UPDATES)
         self.sign = 1.0 if update == "descent" else -1.0
         self.options |= {"update": update}
 

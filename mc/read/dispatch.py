@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TILES', 'tile_of', 'lay_out', 'dispatch']
 
-# %% ../../nbs/54_dispatch.ipynb #c8619e74
+# %% ../../nbs/54_dispatch.ipynb #8a5ec699
 import torch
 from torch import Tensor
 
+from ..look import look
 from ..memory.linear import State
 
 # %% ../../nbs/54_dispatch.ipynb #27bedd90
@@ -23,29 +24,39 @@ def tile_of(pairs: int, memories: int) -> int:
     least, most = TILES
     return min(max(1 << (pairs // (2 * memories)).bit_length(), least), most)
 
-# %% ../../nbs/54_dispatch.ipynb #016692bf
-def lay_out(asked: Tensor, memories: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Places for questions (pairs of a token and a choice) in tiles, of which each asks one
-    memory.
+# %% ../../nbs/54_dispatch.ipynb #613accee
+def lay_out(
+    asked: Tensor, memories: int, rows: int, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Places for questions (pairs of a token and a choice) in tiles of `rows`, of which each
+    asks one memory.
 
     `asked` (P,): the memory that each pair asks, `memories` itself for none. Returns the pair
     in each place (tiles, rows), 0 in an empty one; the place of each pair (P,), 0 if it asks
-    none; and the memory that each tile asks (tiles,).
+    none; and the memory that each tile asks (tiles,). Where the number of tiles cannot be
+    looked at, there are `most`, as many as there could be.
     Cost: a sort of the pairs; fewer than P + rows · memories places.
     """
-    counts = torch.bincount(asked, minlength=memories + 1)[:memories]
-    rows = tile_of(len(asked), memories)
-    tiles = (counts + rows - 1) // rows
-    shift = (tiles.cumsum(0) - tiles) * rows - (counts.cumsum(0) - counts)
+    pairs = asked.shape[0]
+    counts = asked.new_zeros(memories + 1).scatter_add(0, asked, torch.ones_like(asked))
+    tiles = (counts[:memories] + rows - 1) // rows
+    ends = tiles.cumsum(0)
+    total = look(ends[-1], most)
+    begins = torch.cat([ends - tiles, ends.new_full((1,), total)]) * rows
     asked, order = asked.sort(stable=True)
-    taken = int(counts.sum())
-    order = order[:taken]
-    places = torch.arange(taken, device=asked.device) + shift[asked[:taken]]
-    pair_of = order.new_zeros(int(tiles.sum()) * rows).index_copy(0, places, order)
-    place_of = order.new_zeros(len(asked)).index_copy(0, order, places)
-    return pair_of.unflatten(0, (-1, rows)), place_of, torch.repeat_interleave(tiles)
+    places = torch.arange(pairs, device=asked.device)
+    places = places + (begins - (counts.cumsum(0) - counts))[asked]
+    pair_of = order.new_zeros(total * rows + pairs).scatter(0, places, order)
+    places = places.masked_fill(asked == memories, 0)
+    of_tile = ends.new_zeros(total + 1).scatter_add(0, ends, torch.ones_like(ends))
+    of_tile = of_tile[:total].cumsum(0).clamp(max=memories - 1)
+    return (
+        pair_of[: total * rows].unflatten(0, (total, rows)),
+        torch.zeros_like(order).scatter(0, order, places),
+        of_tile,
+    )
 
-# %% ../../nbs/54_dispatch.ipynb #9d45a466
+# %% ../../nbs/54_dispatch.ipynb #cbb76790
 def dispatch(memory, states: State, q: Tensor, weights: Tensor, best: Tensor) -> Tensor:
     """`Σ_j w_tj M_i(q_t)` with i = best_tj: Eq. 17 of all tokens, without its online term.
 
@@ -56,7 +67,10 @@ def dispatch(memory, states: State, q: Tensor, weights: Tensor, best: Tensor) ->
     B, H, N = next(iter(states.values())).shape[:3]
     first = torch.arange(0, B * H * N, N, device=q.device).view(B, H, 1, 1)
     asked = (best + first).masked_fill(best < 0, B * H * N).flatten()
-    pair_of, place_of, of_tile = lay_out(asked, B * H * N)
+    pairs, N = int(best.shape[2] * best.shape[3]), int(N)  # torch.jit.trace has tensors
+    rows = tile_of(pairs, N)
+    most = B * H * ((pairs + N * (rows - 1)) // rows)
+    pair_of, place_of, of_tile = lay_out(asked, B * H * N, rows, most)
     asks = q.flatten(0, 2).index_select(0, pair_of.flatten() // best.shape[-1])
     each = {
         name: leaf.flatten(0, 2).index_select(0, of_tile) for name, leaf in states.items()

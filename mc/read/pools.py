@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['POOLS', 'pool', 'join_pools', 'code']
 
-# %% ../../nbs/23_pools.ipynb #4503fea4
+# %% ../../nbs/23_pools.ipynb #e068086f
 import torch
 from torch import Tensor
 
-# %% ../../nbs/23_pools.ipynb #43c170db
+from ..doors import check_choice
+
+# %% ../../nbs/23_pools.ipynb #b19eb49b
 POOLS = ("mean", "sum", "position")
 
 
@@ -20,30 +22,33 @@ def pool(total: Tensor, count: Tensor, index: Tensor, kind: str) -> Tensor:
     kind: "mean", `total` over the `count` (..., 1) of its keys; "sum", `total` itself; or
     "position", the `code` of its place `index` (...), whatever its keys are.
     """
+    check_choice("kind", kind, POOLS)
     if kind == "mean":
         return total / count
     return total if kind == "sum" else code(index, total.shape[-1]).expand_as(total)
 
-# %% ../../nbs/23_pools.ipynb #798515e8
+# %% ../../nbs/23_pools.ipynb #a03ed706
 def join_pools(pools: Tensor, lengths: Tensor, kind: str) -> Tensor:
     """The pool (..., D) of neighbours with `pools` (..., n, D) and `lengths` (n,) in
     tokens.
 
     Means are weighted by length, sums are added, and of places the last one is kept.
     """
+    check_choice("kind", kind, POOLS)
     if kind == "position":
         return pools[..., -1, :]
     weights = lengths / lengths.sum() if kind == "mean" else torch.ones_like(lengths)
     return weights @ pools
 
-# %% ../../nbs/23_pools.ipynb #4f4c4b17
+# %% ../../nbs/23_pools.ipynb #77107268
 def code(index: Tensor, width: int) -> Tensor:
     """A unit vector (..., width) for each place `index` (...): sines and cosines at
-    wavelengths from 2π to about 10⁴ · 2π places.
+    wavelengths from 2π to about 10⁴ · 2π places. A single number of length one is the
+    sign of the cosine.
     """
     rates = 1e4 ** (
         -torch.arange(0, width, 2, device=index.device, dtype=index.dtype) / width
     )
     angles = index[..., None] * rates
-    waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[..., :width]
+    waves = torch.stack([angles.cos(), angles.sin()], -1).flatten(-2)[..., :width]
     return waves / waves.norm(dim=-1, keepdim=True)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['choose', 'sparse']
 
-# %% ../../nbs/25_sparse.ipynb #1ec79287
+# %% ../../nbs/25_sparse.ipynb #b89a264d
 import torch
 from torch import Tensor
 
+from ..doors import check_size
 from ..memory.linear import State
 from .gated import gated
 
-# %% ../../nbs/25_sparse.ipynb #de50ad78
+# %% ../../nbs/25_sparse.ipynb #245f49fc
 def choose(r: Tensor, k: int) -> Tensor:
     """Indexes (..., min(k, N)) of the highest of the scores `r` (..., N), highest first; of
     equal ones the earlier, -1 where only -inf is left.
@@ -20,7 +21,7 @@ def choose(r: Tensor, k: int) -> Tensor:
     The choice of Eq. 17. No gradient passes through it.
     Cost: k passes over the scores.
     """
-    r, best = r.detach().clone(), []
+    k, r, best = check_size("k", k), r.detach().clone(), []
     for _ in range(min(k, r.shape[-1])):
         top, index = r.max(-1, keepdim=True)
         best.append(index.masked_fill(top == float("-inf"), -1))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['interleaved', 'ratios', 'median_interval', 'parts_of', 'split', 'apart', 'digits', 'Comparison']
 
-# %% ../../nbs/88_ratios.ipynb #372b2cd5
+# %% ../../nbs/88_ratios.ipynb #9ec087c7
 import contextlib
 import time
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
+from ..schema import Count, argument
 from .peers import THEIRS, peer
 from .variants import KINDS, Variant, multiply_adds
 
@@ -89,7 +90,7 @@ def apart(name: str, seconds: dict[str, float]) -> str:
     shares = [f"{spent / sum(parts.values()):.0%} {part}" for part, spent in parts.items()]
     return f"{name} spends {', '.join(shares)}."
 
-# %% ../../nbs/88_ratios.ipynb #8c375a0b
+# %% ../../nbs/88_ratios.ipynb #f186e0b3
 def digits(value: float | None) -> float | None:
     "Four digits of `value`."
     return None if value is None else float(f"{value:.4g}")
@@ -115,6 +116,14 @@ class Comparison:
     explain: tuple[str, ...] = ()
     calls: dict[str, int] = field(default_factory=dict)
     per: int = 1
+
+    def __post_init__(self):
+        argument(Count, self.repeats, "repeats")
+        argument(Count, self.per, "per")
+        for name in {*self.ratio, *self.explain, *self.calls} - self.variants.keys():
+            raise ValueError(
+                f"ratio, explain and calls name variants, {', '.join(self.variants)}; got {name!r}"
+            )
 
     @property
     def peers(self) -> set[str]:

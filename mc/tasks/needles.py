@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Needles']
 
-# %% ../../nbs/72_needles.ipynb #df4a397d
+# %% ../../nbs/72_needles.ipynb #aad6bd82
 from dataclasses import dataclass
 
 import torch
 
-from .mqar import IGNORE, Batch, check_task
+from .mqar import IGNORE, Batch, check_draw, check_task, integers, orders
 
-# %% ../../nbs/72_needles.ipynb #b0f7cf70
+# %% ../../nbs/72_needles.ipynb #41ec77f4
 @dataclass(frozen=True)
 class Needles:
     """Texts of `length` tokens: hay in which `pairs` key-value pairs are hidden, then one
@@ -24,22 +24,25 @@ class Needles:
     pairs: int = 8
 
     def __post_init__(self):
-        check_task(self.vocab_size, self.length, self.pairs)
+        check_task(self)
 
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
-        "`batch` texts drawn with `generator`."
+        """`batch` texts drawn with `generator`, on the CPU. Raises `ValueError` for a batch < 1
+        and for what is not a generator of the CPU.
+        """
+        check_draw(batch, generator)
         half, pairs, hay = self.vocab_size // 2, self.pairs, self.length - self.pairs
-        order = lambda n: torch.rand(batch, n, generator=generator).argsort(dim=1, stable=True)
-        lower = order(half)
+        lower = orders(batch, half, generator)
         keys, unused = lower[:, :pairs], lower[:, pairs:]
-        values = torch.randint(half, self.vocab_size, (batch, pairs), generator=generator)
+        values = integers(half, self.vocab_size, (batch, pairs), generator)
         # pairs - 1 places fewer, then each pair moves on by one for every pair before it: none overlap
-        places = order(hay - pairs)[:, :pairs].sort(dim=1).values + torch.arange(pairs)
+        places = orders(batch, hay - pairs, generator)[:, :pairs].sort(dim=1).values
+        places = places + torch.arange(pairs, device="cpu")
 
-        pick = torch.randint(unused.shape[1], (batch, hay), generator=generator)
+        pick = integers(0, unused.shape[1], (batch, hay), generator)
         text = unused.gather(1, pick).scatter(1, places, keys).scatter(1, places + 1, values)
-        asked = order(pairs)
-        silent = torch.full((batch, hay), IGNORE)
+        asked = orders(batch, pairs, generator)
+        silent = torch.full_like(text, IGNORE)
         return Batch(
             torch.cat([text, keys.gather(1, asked)], 1),
             torch.cat([silent, values.gather(1, asked)], 1),
