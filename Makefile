@@ -46,7 +46,7 @@ environment: .venv/.packages .venv/.mc
 sync: environment
 	python book/_tools/nbtool.py sync
 
-# A stamp, not the notebook: papermill writes that after every cell, so a run cut short leaves one too.
+# A stamp, not the notebook: one whose cell failed is kept too.
 smoke: $(patsubst nbs/bench/%.yaml,book/runs/%/.smoke,$(wildcard nbs/bench/*.yaml))
 book/runs/%/.smoke: nbs/bench/%.ipynb nbs/bench/%.yaml $(shell find mc results -name '*.py' -o -path '*/cpu/*.json' 2> /dev/null)
 	echo "benchmark: $*, smoke profile (under a minute)"

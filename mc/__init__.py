@@ -7,12 +7,11 @@ __all__ = ['explore', 'AttentionConfig', 'DLABackend', 'DLAMemory', 'LanguageMod
            'LMConfig', 'MCConfig', 'MemoryCachingLayer', 'SegmentCache', 'SWLABackend', 'SWLAMemory', 'TitansBackend',
            'TitansMemory', 'memory_caching']
 
-# %% ../nbs/99_api.ipynb #290cc52f
+# %% ../nbs/99_api.ipynb #4fbd0259
 import importlib
+from typing import TYPE_CHECKING
 
-
-def _names() -> dict:
-    "The names below that are defined elsewhere."
+if TYPE_CHECKING:  # for editors; a program gets each name when it asks for it
     from mc.backends import DLABackend, LinearMemoryBackend, SWLABackend, TitansBackend
     from mc.cache import SegmentCache
     from mc.functional import memory_caching
@@ -23,7 +22,8 @@ def _names() -> dict:
     from mc.memory.titans import TitansMemory
     from mc.model import AttentionConfig, LanguageModel, LMConfig
 
-    return locals()
+_homes = ("backends", "cache", "functional", "layer", "model")
+_homes += ("memory.deep", "memory.linear", "memory.swla", "memory.titans")
 
 
 def __getattr__(name: str):
@@ -33,8 +33,8 @@ def __getattr__(name: str):
     if name.startswith("__"):  # which Python itself looks for
         raise AttributeError(f"module 'mc' has no attribute {name!r}")
     if name in __all__:
-        globals().update(_names())
-        return globals()[name]
+        homes = (importlib.import_module(f"mc.{home}") for home in _homes)
+        return next(getattr(home, name) for home in homes if hasattr(home, name))
     try:
         return importlib.import_module(f"mc.{name}")
     except ModuleNotFoundError as error:

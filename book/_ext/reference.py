@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from pydantic import BaseModel
 from sphinx import addnodes
 
 from paper import EQUATIONS, chapters, errata, formulas, functions, tests
@@ -50,14 +51,16 @@ def api_page(root):
 def names_page(root):
     "A table of `mc.__all__`, each name with the first sentence about it."
     lines = ["| name | |", "|---|---|"]
-    for node in ast.parse((root / "mc/__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            home = ast.parse((root / "mc" / f"{node.module.replace('.', '/')}.py").read_text())
+    top = ast.parse((root / "mc/__init__.py").read_text()).body
+    checked = next(node.body for node in top if isinstance(node, ast.If))    # if TYPE_CHECKING
+    for node in [*checked, *top]:
+        if isinstance(node, ast.ImportFrom) and node in checked:
+            home = ast.parse((root / f"{node.module.replace('.', '/')}.py").read_text())
             about = {child.name: ast.get_docstring(child) for child in home.body if isinstance(child, ast.FunctionDef | ast.ClassDef)}
             for name in (alias.name for alias in node.names):
                 sentence = re.split(r"(?<!Eq)(?<!Sec)\.(?:\s|$)", about[name])[0].replace("\n", " ").replace("|", "\\|")
-                lines.append(f"| {{py:obj}}`mc.{name} <mc.{node.module}.{name}>` | {sentence} |")
-        elif isinstance(node, ast.FunctionDef):
+                lines.append(f"| {{py:obj}}`mc.{name} <{node.module}.{name}>` | {sentence} |")
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             lines.append(f"| {{py:obj}}`mc.{node.name}` | {ast.get_docstring(node).splitlines()[0]} |")
     return "\n".join(lines)
 
@@ -122,6 +125,11 @@ def as_rst(app, what, name, obj, options, lines):
     lines[:] = [*"\n\n".join(blocks).splitlines(), ""]
 
 
+def without_fields(app, what, name, obj, options, signature, returns):
+    "The signature of a pydantic model spells out its validators; the source, a click away, reads better."
+    return ("", None) if what == "class" and issubclass(obj, BaseModel) else None
+
+
 def chapter_of(root):
     "For sphinx.ext.linkcode: the page of the chapter that exports a module."
     pages = {c.module: f"../{c.where}.html" for c in chapters(root) if c.module}
@@ -149,5 +157,6 @@ def setup(app):
     app.connect("source-read", fill)
     app.connect("doctree-read", where)
     app.connect("autodoc-process-docstring", as_rst)
+    app.connect("autodoc-process-signature", without_fields)
     app.connect("html-page-context", launch_sources, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
