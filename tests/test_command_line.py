@@ -132,7 +132,7 @@ for name, values in {"steps": (0, -5, 1.5, 3.0, True, "many", "3", None, [3], {"
 YAML += [("smoke: {steps: 3, rate: 1e400, seeds: [0], names: [a], text: '', free: 1}\n", Y, "rate must be", "inf")]
 
 
-@pytest.mark.parametrize("content, words", [(c, w) for c, *w in YAML])
+@pytest.mark.parametrize("content, words", [(c, w) for c, *w in YAML], ids=[f"yaml-{i}" for i in range(len(YAML))])
 def test_profiles_of_another_shape(content, words, here):
     put(here / Y, content)
     before = tree(here)
@@ -152,7 +152,7 @@ NOTEBOOKS = [                                                                   
 ]
 
 
-@pytest.mark.parametrize("content, words", [(c, w) for c, *w in NOTEBOOKS])
+@pytest.mark.parametrize("content, words", [(c, w) for c, *w in NOTEBOOKS], ids=[f"notebook-{i}" for i in range(len(NOTEBOOKS))])
 def test_notebooks_of_another_shape(content, words, here):
     put(here / P, content)
     before = tree(here)

@@ -81,9 +81,12 @@ RATE = {"text": "1", "none": None, "true": True, "nan": NAN, "inf": INF, "minus-
         "t-bool": torch.ones(2, 6, 2).bool(), "t-complex": torch.ones(2, 6, 2) + 0j, "t-nan": torch.full((2, 6, 2), NAN), "t-inf": torch.full((2, 6, 2), INF),
         "t-meta": torch.ones(2, 6, 2, device="meta"), "t-sparse": torch.ones(2, 6, 2).to_sparse(), "scalar-int": torch.tensor(1), "scalar-meta": torch.tensor(1.0, device="meta")}
 SHARE = RATE | {"above": 1.5, "below": -0.1, "t-above": torch.full((2, 6, 2), 1.01)}
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")                                        # PyTorch makes such tensors still, and says that it will not
+    QUANTISED = torch.quantize_per_tensor(W1, 0.1, 0, torch.qint8)
 WEIGHTS = DENSE | {"list": W1.tolist(), "array": W1.numpy(), "int": W1.long(), "complex": W1 + 0j, "bool": W1 > 0, "sparse": W1.to_sparse(), "rank": W1[0], "deep": W1[None],
                    "no-head": W1[:0], "no-hidden": W1[..., :0], "meta": W1.to("meta"), "float8": W1.to(torch.float8_e4m3fn), "turned": W1.mT, "wide": W1[..., :7],
-                   "quantised": torch.quantize_per_tensor(W1, 0.1, 0, torch.qint8), "nested": torch.nested.nested_tensor(list(W1))}
+                   "quantised": QUANTISED, "nested": torch.nested.nested_tensor(list(W1))}
 CONSTANTS = {"text": "alpha", "list": [("alpha", 1.0)], "number": 1.0, "true": True, "object": THING, "key": {1: 0.5}, "value": {"alpha": "high"}, "none-in": {"alpha": None},
              "nan-in": {"alpha": NAN}, "flag-in": {"alpha": True}, "complex-in": {"alpha": 1j}, "tensor-in": {"alpha": torch.ones(3)}, "list-in": {"alpha": [0.5]}}
 KINDS = {"none": None, "dict": {"d_model": 8}, "text": "MCConfig", "number": 8, "class": mc.MCConfig, "object": THING, "list": [8, 2]}
