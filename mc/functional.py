@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['IMPLEMENTATIONS', 'plan', 'run', 'guarded', 'about_of', 'memory_caching', 'parts_of', 'rewind']
 
-# %% ../nbs/57_one_function.ipynb #2b3e9f0c
+# %% ../nbs/57_one_function.ipynb #7081202d
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .cache import SegmentCache, map_state
+from .cache import SegmentCache, map_state, vouch
 from mc.checks import (
     check_cache,
     check_counts,
@@ -81,7 +81,7 @@ def plan(
         )
     return cut, [True] * len(cut)
 
-# %% ../nbs/57_one_function.ipynb #d27ccef4
+# %% ../nbs/57_one_function.ipynb #27f809f9
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -116,11 +116,11 @@ def run(
     known = torch.amp.is_autocast_available(q.device.type)  # not on the meta device
     with torch.autocast(q.device.type if known else "cpu", enabled=False):
         tokens = Tokens(q, k, v, u, read_coefficients(memory, coefficients, k))
-        empty = SegmentCache.empty(memory, k[:, 0], v[:, 0], about)
+        fits = about, k[:, 0].shape, v[:, 0].shape, k.device
         if cache is None:
-            cache = empty
-        else:
-            check_cache(cache, empty)
+            cache = SegmentCache.empty(memory, k[:, 0], v[:, 0], about)
+        elif fits not in getattr(cache, "vouched", ()):
+            check_cache(cache, SegmentCache.empty(memory, k[:, 0], v[:, 0], about))
         cache = cache if cache.key_sum.dtype == work else cache.to(work)
         cut, closes = plan(segments, int(q.shape[1]), rules, cache)
         alone = q.shape[1] == 1 and implementation == "parallel"
@@ -130,7 +130,7 @@ def run(
         out = form(tokens, memory, rules, cut, closes, cache)
     if out.y.shape != v.shape:
         raise refusal("memory", f"one that reads values {tuple(v.shape)}", out.y)
-    return out
+    return out._replace(cache=vouch(out.cache, fits))
 
 
 def guarded(form, tokens: Tokens, memory, *rest) -> Run:

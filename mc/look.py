@@ -40,9 +40,11 @@ def stored(*tensors: Tensor) -> bool:
     except RuntimeError:
         return False
 
-# %% ../nbs/66_tools.ipynb #196d3d1e
+# %% ../nbs/66_tools.ipynb #f9074341
 def applied(function: type[torch.autograd.Function]):
-    """What to call for an autograd `function`: its `apply`, or while `torch.compile` and
-    `torch.export` record, its `forward` alone, which they differentiate themselves.
+    """What to call for an autograd `function`: its `apply`, or its `forward` alone where
+    `torch.compile` and `torch.export` record, which differentiate it themselves, and where
+    nothing is differentiated.
     """
-    return function.forward if torch.compiler.is_compiling() else function.apply
+    alone = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    return function.forward if alone else function.apply

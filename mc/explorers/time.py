@@ -54,7 +54,7 @@ def reread(model: LanguageModel, size: int) -> LanguageModel:
     other.to(model.embedding.weight.dtype).load_state_dict(model.state_dict())
     return other.eval()
 
-# %% ../../nbs/94_time.ipynb #96b42c5f
+# %% ../../nbs/94_time.ipynb #38209312
 @torch.no_grad()
 def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
     """q, k, v and u, each (B, T, H, D), of the first layer for `tokens` (B, T): what no
@@ -78,7 +78,7 @@ def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
     x = model.blocks[0].mixer_norm(model.embed(tokens))
     q, k, v = layer.conv(x)[0].unflatten(-1, (3, mixer.num_heads, -1)).unbind(2)
     q, k = unit(q), unit(k)
-    written = [q, k, v, mixer.gate_scale * layer.connectors(x, q)]
+    written = [q, k, v.to(q), mixer.gate_scale * layer.connectors(x, q).to(q)]
     for numbers in written:
         check_numbers("model", "what layer 1 computes", numbers.transpose(0, 1))
     return written
