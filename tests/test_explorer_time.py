@@ -246,9 +246,10 @@ def test_any_text_of_a_token_is_text(page, model, batch, tmp_path):
     assert root.locator("img, b:text('bold')").count() == 0
 
 
-def test_it_fits_a_phone_and_the_dark(published, page):
-    page.set_viewport_size({"width": 380, "height": 800})
+def test_it_fits_a_phone_and_the_dark(site, page):
+    page.set_viewport_size({"width": 380, "height": 800})                # before it opens: the book's sidebar takes its time to go away
     page.emulate_media(color_scheme="dark")
+    published = opened(page, f"{site}nbs/94_time.html")
     page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
     for size in (256, 16, 1):
         turn(published, size)
