@@ -11,11 +11,12 @@ MAKEFLAGS += --silent --no-print-directory
 INPUTS := $(wildcard tests/test_*.py) $(shell find _config.yml _toc.yml CHANGELOG.md book nbs -type f \
             -not -path '*/__pycache__/*' -not -path '*/vendor/*' -not -path '*/.*' 2> /dev/null)
 
-.PHONY: help book serve test lab bench sync clean environment chromium smoke
+.PHONY: help book serve test check lab bench sync clean environment chromium smoke
 help:
 	echo "make book    build the book (first the environment, the package and the notebooks, where out of date)"
 	echo "make serve   build it and show it at http://127.0.0.1:$(PORT)"
 	echo "make test    build it, then run every test: equations, notebooks, command line, the book in a browser"
+	echo "make check   while one works: sync, lint and the fast tests (two minutes)"
 	echo "make lab     write: JupyterLab on nbs/*.md, the sources of everything (then make sync)"
 	echo "make sync    bring mc/ and nbs/*.ipynb up to date with nbs/*.md"
 	echo "make bench   run every benchmark in full and record its results (long)"
@@ -83,6 +84,10 @@ chromium:
 test: book chromium
 	pytest -q tests nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
 
+check: sync
+	ruff check --quiet mc tests book
+	pytest -q tests -m "not slow" -n 2 --dist loadfile
+
 # The text notebooks open as notebooks; the setting stays inside .venv.
 lab: environment
 	python -c 'import jupyterlab' 2> /dev/null || $(call quietly,jupyterlab,pip install --disable-pip-version-check $(LAB))
@@ -94,4 +99,4 @@ bench: sync
 
 clean:
 	echo "removing _build, book/runs, book/_static/vendor and caches"
-	rm -rf _build book/runs book/_static/vendor mc.egg-info build .pytest_cache .hypothesis
+	rm -rf _build book/runs book/_static/vendor *.egg-info build .pytest_cache .hypothesis

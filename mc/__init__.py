@@ -7,7 +7,7 @@ __all__ = ['explore', 'AttentionConfig', 'DLABackend', 'DLAMemory', 'LanguageMod
            'LMConfig', 'MCConfig', 'MemoryCachingLayer', 'SegmentCache', 'SWLABackend', 'SWLAMemory', 'TitansBackend',
            'TitansMemory', 'memory_caching']
 
-# %% ../nbs/99_api.ipynb #4fbd0259
+# %% ../nbs/99_api.ipynb #45a0fca3
 import importlib
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ def explore(model, tokens, **options):
     try:
         from mc.explorers import routing
     except ImportError as error:
-        raise ImportError(f"{error}: mc.explore needs pip install 'mc[explore]'") from error
+        raise ImportError(f"{error}: mc.explore needs pip install 'memory-caching-companion[explore]'") from error
     return routing.explore(model, tokens, **options)
 
 

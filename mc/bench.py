@@ -45,7 +45,7 @@ MIXERS |= {
     for aggregation in ("none", "grm", "soup", "ssc")
 }
 
-# %% ../nbs/83_measured_run.ipynb #f2d28a47
+# %% ../nbs/83_measured_run.ipynb #e153e633
 @dataclass(frozen=True)
 class MQARRun:
     """One run: a variant of `MIXERS`, a seed, the task and how long to train on how many
@@ -71,7 +71,7 @@ class MQARRun:
             raise ValueError(
                 f"variant must be one of {', '.join(MIXERS)}; got {self.variant!r}"
             )
-        self.tests  # each task has its own limits
+        _ = self.tests  # each task has its own limits
 
     @property
     def name(self) -> str:

@@ -7,8 +7,7 @@ __all__ = ['CHOICES', 'HAS', 'DOES', 'ARGUMENTS', 'check_rules', 'check_lengths'
            'check_share', 'read_rate', 'check_names', 'read_coefficients', 'check_counts', 'check_part', 'check_cache',
            'beside', 'check_inputs']
 
-# %% ../nbs/35_checks.ipynb #336a3043
-import torch
+# %% ../nbs/35_checks.ipynb #f70fdcb4
 from torch import Tensor
 
 from .cache import SegmentCache

@@ -133,7 +133,7 @@ class CommandLine(click.Group):
         say(line("; ".join(["interrupted", *getattr(stop, "__notes__", [])])))
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
-# %% ../nbs/84_command_line.ipynb #0045a11f
+# %% ../nbs/84_command_line.ipynb #6f7fb24d
 def check_folder(option: str, path: str) -> str:
     "`path`, if a folder can be called that."
     if not path or "\0" in path:
@@ -228,7 +228,7 @@ def show_version(context, option, asked: bool) -> None:
 
     if asked:
         try:
-            click.echo(f"mc, version {metadata.version('mc')}")
+            click.echo(f"mc, version {metadata.version('memory-caching-companion')}")
         except metadata.PackageNotFoundError:
             raise Refused("mc is not installed, so it has no version: pip install .") from None
         context.exit()
@@ -278,7 +278,7 @@ def bench(name: str, profile: str, out: str, notebooks: str):
         import papermill  # noqa: F401
         import yaml  # noqa: F401
     except ImportError as error:
-        raise Refused(f"mc bench needs the extra 'bench': pip install 'mc[bench]' ({error})") from None
+        raise Refused(f"mc bench needs the extra 'bench': pip install 'memory-caching-companion[bench]' ({error})") from None
     from mc.schema import nearest
 
     check_folder("--notebooks", notebooks), check_folder("--out", out)

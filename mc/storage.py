@@ -6,7 +6,7 @@
 __all__ = ['FRONT', 'AT', 'as_file', 'sweep', 'write_atomic', 'as_json', 'save_tensors', 'load_tensors', 'save_json', 'load_json',
            'seal', 'plain_names', 'check_fit']
 
-# %% ../nbs/80_storage.ipynb #067e9ab7
+# %% ../nbs/80_storage.ipynb #31d2b82f
 import hashlib
 import json
 import os
@@ -18,8 +18,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-
-from .doors import FLOATS
 
 try:
     import fcntl

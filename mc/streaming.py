@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['read_cached', 'step']
 
-# %% ../nbs/59_streaming.ipynb #908224da
+# %% ../nbs/59_streaming.ipynb #12d9ead1
 import torch
 from torch import Tensor
 
 from .cache import SegmentCache, map_state
-from .memory.linear import State
 from .read.gated import scores
 from .read.router import GATED, Rules, gate
 from .read.sparse import sparse

@@ -26,6 +26,12 @@ def pytest_configure(config):
     config.pluginmanager.register(PicturesMayDiffer())    # as a hook of this file it would not reach nbs/
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "site" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")    # the book in a browser
+
+
 def chromium():
     "Path of a Chromium; the test is skipped where there is none."
     names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]

@@ -18,6 +18,8 @@ from mc.cli import main
 from mc.records import interval, read_records
 from mc.storage import load_json, load_tensors, save_json
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ["attention", "grm", "titans-soup"]
 RUN = MQARRun("grm", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import psutil
@@ -14,6 +13,8 @@ import yaml
 from click.testing import CliRunner
 
 from mc.cli import main
+
+pytestmark = pytest.mark.slow
 
 ASKED = "from mc.schema import Count, Names, Rate, Seeds\nsteps: Count = 1\nrate: Rate = 0.1\nseeds: Seeds = [0]\nnames: Names = ['a']\n"
 ASKED += "text: str = ''\nfree = None\nprofile: str = ''\nout: str = ''"
@@ -195,7 +196,7 @@ def test_files_in_the_way(what, here):
 @pytest.mark.parametrize("name, module", [("papermill", "papermill"), ("ipykernel", "ipykernel"), ("yaml", "yaml")])
 def test_a_missing_package_is_named(name, module, here, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    assert_refused(mc(*B), "pip install 'mc[bench]'", name)
+    assert_refused(mc(*B), "pip install 'memory-caching-companion[bench]'", name)
 
 
 def test_a_full_disk_keeps_the_old_notebook(here, monkeypatch):

@@ -3,7 +3,6 @@ import copy
 import json
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +19,9 @@ from mc.explorers.live import live, parse, questions, rewired
 from mc.explorers.routing import explore, gates_of
 from mc.explorers.states import explore_states, hear
 from mc.explorers.time import closeness, play, reread, sizes
-from mc.tasks.mqar import IGNORE, MQAR, Batch
+from mc.tasks.mqar import IGNORE, MQAR
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 NAN, INF = float("nan"), float("inf")

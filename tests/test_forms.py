@@ -2,10 +2,9 @@
 import pytest
 import torch
 
-import mc
-from cells import (B, C, CELLS, CUTS, D, DEEP, H, MEMORIES, assert_same, call, memory_of, outcome, randn, rules_of, segments_of, tokens,
+from cells import (C, CELLS, D, DEEP, H, MEMORIES, assert_same, call, memory_of, outcome, randn, rules_of, segments_of, tokens,
                    weights)
-from mc.read.router import AGGREGATIONS, INITS
+from mc.read.router import INITS
 
 LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 63]
 

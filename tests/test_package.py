@@ -22,7 +22,7 @@ mc.cli.main(["bench", "mqar"])
 
 def test_the_package_works_without_the_book():
     result = subprocess.run([sys.executable, "-c", USE.format(blocked=BOOK_ONLY)], capture_output=True, text=True)
-    assert result.returncode == 2 and "pip install 'mc[bench]'" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "pip install 'memory-caching-companion[bench]'" in result.stderr and "Traceback" not in result.stderr
 
 
 EXPLORE = """
@@ -37,7 +37,7 @@ print(len(mc.explore(model, torch.arange(10), title="ten").data["tokens"]))
 def test_explore_needs_an_extra_and_says_which():
     run = lambda code: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     missing = run(EXPLORE.format(blocked=None))
-    assert missing.returncode == 1 and "ImportError" in missing.stderr and "pip install 'mc[explore]'" in missing.stderr
+    assert missing.returncode == 1 and "ImportError" in missing.stderr and "pip install 'memory-caching-companion[explore]'" in missing.stderr
     assert run(EXPLORE.replace('sys.modules["anywidget"] = {blocked}', "")).stdout == "10\n"
 
 

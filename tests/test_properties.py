@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cells import B, D, H, MEMORIES, call, rules_of, tokens
+from cells import B, H, MEMORIES, call, rules_of, tokens
 from mc.read.router import AGGREGATIONS, INITS
 
 cells = st.fixed_dictionaries({

@@ -23,6 +23,8 @@ from mc.speed.records import against_targets, measure, measure_all, overview, re
 from mc.speed.variants import KINDS, Variant, multiply_adds, torch_mm
 from mc.storage import load_json, save_json
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Variant("layer", 32, d_model=8, segment_size=8)
 OURS = Comparison("ours", "SSC / no caching", "T = 32", {"SSC": replace(TINY, aggregation="ssc"), "none": replace(TINY, aggregation="none")},

@@ -1,12 +1,13 @@
 """Text notebooks, executed notebooks and the package say the same; `make sync` is what keeps it so."""
 import re
 import shutil
-from pathlib import Path
 
 import nbformat
 import pytest
 
 import nbtool
+
+pytestmark = pytest.mark.slow
 
 HEADER = """---
 kernelspec: {name: python3, display_name: Python 3, language: python}

@@ -15,6 +15,8 @@ import mc
 from mc.model import AttentionConfig, LanguageModel, LMConfig
 from mc.read.router import AGGREGATIONS, INITS, SEGMENTATIONS
 
+pytestmark = pytest.mark.slow
+
 MEMORIES = ("linear", "swla", "dla", "titans")
 CELLS = [(m, way, SEGMENTATIONS[(i + j) % 3], INITS[(i + j) % 2])
          for (i, m), (j, way) in product(enumerate(MEMORIES), enumerate(AGGREGATIONS))]

@@ -4,7 +4,6 @@ themselves: a chapter's subtitle, a heading of the errata, a function's or a tes
 import ast
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 

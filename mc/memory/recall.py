@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['Piece', 'widen', 'stack', 'mixed', 'mixed_gradients', 'spread', 'part', 'Recall', 'recall_matrices']
 
-# %% ../../nbs/52_recall.ipynb #85672fb2
-from typing import Callable
-
+# %% ../../nbs/52_recall.ipynb #7931702f
 import torch
 from torch import Tensor
 
