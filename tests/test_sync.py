@@ -186,6 +186,12 @@ def test_a_failing_cell_is_named_and_the_old_notebook_stays(tree):
     assert names(tree) == "nbs/02_two.md"
 
 
+def test_an_output_that_names_a_folder_of_this_machine_is_refused(tree):
+    edit(tree / "nbs/02_two.md", "double(21)", "import mc.two\nprint(mc.two.__file__)")
+    with pytest.raises(nbtool.Broken, match="nbs/02_two.md: an output names a folder of this machine"):
+        nbtool.sync(tree)
+
+
 def test_new_words_execute_nothing(tree, monkeypatch):
     "Prose of a chapter, and a docstring of another chapter; outputs and widgets stay."
     edit(tree / "nbs/01_one.md", "def double(x):\n", 'def double(x):\n    "Twice x."\n')
@@ -209,7 +215,7 @@ def test_what_a_function_imports_counts_where_it_is_named(tree):
     "Else one line of CSS would execute every chapter that imports a package whose __init__ can show a picture."
     edit(tree / "nbs/01_one.md", "    return 2 * x", "    return 2 * x\n\ndef show():\n    from mc.explorers import e2\n    return e2")
     (tree / "nbs/03_e.md").write_text(HEADER % "explorers.e2" + '# E\n\n```{code-cell}\n:nbdev: {export: "true"}\n\nx = 1\n```\n')
-    (tree / "nbs/04_show.md").write_text(HEADER % "none" + "# S\n\n```{code-cell}\nfrom mc.deep import one\none.show()\n```\n")
+    (tree / "nbs/04_show.md").write_text(HEADER % "none" + "# S\n\n```{code-cell}\nfrom mc.deep import one\none.show().x\n```\n")
     nbtool.sync(tree)
     (tree / "nbs/explorers/e.js").write_text("// f")
     assert names(tree) == "nbs/01_one.md nbs/04_show.md mc/explorers/e.js"        # not nbs/02_two.md, which imports the same module

@@ -221,7 +221,11 @@ async def execute(root, rel, nb):
     except AssertionError:    # a cell's own is a CellExecutionError; on Ctrl-C nbclient closes its kernel twice, trips and complains
         logging.getLogger("asyncio").disabled = True
         raise KeyboardInterrupt from None
-    return normalise(nb)
+    text = normalise(nb)
+    if str(root) in text:
+        line = next(line for line in text.splitlines() if str(root) in line)
+        raise Broken(f"{rel}: an output names a folder of this machine, which no other will print: {line.strip()[:200]}")
+    return text
 
 
 def normalise(nb):
