@@ -150,11 +150,12 @@ def vouch(cache: "SegmentCache", *what) -> "SegmentCache":
         object.__setattr__(cache, "vouched", what)
     return cache
 
-# %% ../nbs/13_caching.ipynb #819c3de6
+# %% ../nbs/13_caching.ipynb #b82fd765
 def grow(old: Tensor, new: Tensor) -> Tensor:
     """`old` (B, N, ...) with `new` (B, ...) as its last row; `old` stays what it is.
 
-    While autograd records or others trace, a copy. Otherwise the result lies in storage with room for more
+    While autograd records or others trace, a copy. Otherwise the result lies in storage
+    with room for more
     rows, which doubles when it is full, and a call writes one row. The right to the next
     row belongs to the newest result and passes on once; who comes later gets a copy.
     Cost: O(rows) in a copy, else O(1) rows on average.

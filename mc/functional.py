@@ -39,14 +39,15 @@ from .segments import Segments
 from .sequential import Run, Tokens, sequential
 from .streaming import step
 
-# %% ../nbs/57_one_function.ipynb #96f32fbc
+# %% ../nbs/57_one_function.ipynb #883dc513
 def plan(
     segments: int | list[int], tokens: int, rules: Rules, cache: SegmentCache
 ) -> tuple[Segments, list[bool]]:
     """The cut of the next `tokens` tokens and, for each segment, whether it ends with
     its last token.
 
-    Raises `ValueError` for lengths that do not add up to `tokens`, for a list while a segment of `cache` is running or with a Fenwick cut, and
+    Raises `ValueError` for lengths that do not add up to `tokens`, for a list while a
+    segment of `cache` is running or with a Fenwick cut, and
     for a logarithmic cut after other tokens.
     """
     if rules.aggregation == "none":
@@ -81,7 +82,7 @@ def plan(
         )
     return cut, [True] * len(cut)
 
-# %% ../nbs/57_one_function.ipynb #27f809f9
+# %% ../nbs/57_one_function.ipynb #a3897ebb
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -101,8 +102,8 @@ def run(
     choices and the tokens of each memory. Checks everything but the tokens, which
     `memory_caching` or a layer has looked at.
 
-    Everything is computed in float32 or higher, autocast or not, and so is `y`. A single token takes the
-    streaming step, unless the sequential form is asked for.
+    Everything is computed in float32 or higher, autocast or not, and so is `y`. A single
+    token takes the streaming step, unless the sequential form is asked for.
     """
     check_kind("rules", rules, Rules)
     check_choice("implementation", implementation, IMPLEMENTATIONS)

@@ -98,12 +98,15 @@ def test_dynamic_quantisation_is_close(mixer):
 def test_activation_checkpoints_on_mixers_change_no_gradient(mixer, reentrant):
     from torch.distributed.algorithms._checkpoint import checkpoint_wrapper as c
 
-    plain, spared = model_of(mixer), model_of(mixer)
+    plain, spared, passes = model_of(mixer), model_of(mixer), []
+    for block in spared.blocks:
+        block.mixer.register_forward_pre_hook(lambda *_: passes.append(1))
     kind = c.CheckpointImpl.REENTRANT if reentrant else c.CheckpointImpl.NO_REENTRANT
     for block in spared.blocks:
         block.mixer = c.checkpoint_wrapper(block.mixer, checkpoint_impl=kind)
     for model in (plain, spared):
         model(TOKENS).square().sum().backward()
+    assert len(passes) == 4                                               # each mixer once more on the way back
     for a, b in zip(plain.parameters(), spared.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-6)
 
