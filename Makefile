@@ -17,8 +17,8 @@ help:
 	echo "make serve   build it and show it at http://127.0.0.1:$(PORT)"
 	echo "make test    build it, then run every test: equations, notebooks, command line, the book in a browser"
 	echo "make check   while one works: sync, lint and the fast tests (two minutes)"
-	echo "make lab     write: JupyterLab on nbs/*.md, the sources of everything (then make sync)"
-	echo "make sync    bring mc/ and nbs/*.ipynb up to date with nbs/*.md"
+	echo "make lab     write: JupyterLab on nbs/*/*.md, the sources of everything (then make sync)"
+	echo "make sync    bring mc/ and nbs/*.ipynb up to date with nbs/*/*.md"
 	echo "make bench   run every benchmark in full and record its results (long)"
 	echo "make clean   remove what was built (not .venv)"
 

@@ -13,9 +13,9 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from mc.bench import TEST_SEED, MQARRun, NeedleRun, measure, measure_all
+from mc.evidence.runs import TEST_SEED, MQARRun, NeedleRun, measure, measure_all
 from mc.cli import main
-from mc.records import interval, read_records
+from mc.evidence.records import interval, read_records
 from mc.storage import load_json, load_tensors, save_json
 
 pytestmark = pytest.mark.slow
@@ -150,7 +150,7 @@ def test_incomplete_records_are_named(tmp_path):
 
 
 def test_a_record_says_when_the_code_was_not_committed(tmp_path, monkeypatch):
-    from mc.records import provenance
+    from mc.evidence.records import provenance
 
     git = lambda *arguments: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
     for name in ("mc", "nbs/bench"):
@@ -179,7 +179,7 @@ def test_interval_against_a_table():
 @pytest.mark.parametrize("name, profile, kind", [("mqar", "cpu", MQARRun), ("mqar", "deep", MQARRun), ("needles", "cpu", NeedleRun)])
 def test_shipped_records_and_models_are_whole(name, profile, kind):
     "The book's numbers: the first seeds of each variant, committed code, and models that still score what the record says."
-    from mc.model import LanguageModel
+    from mc.nn.model import LanguageModel
     from mc.tasks.mqar import correct, fingerprint
 
     folder = ROOT / "results" / name / profile
@@ -213,7 +213,7 @@ def sound(tmp_path_factory):
 
 @pytest.mark.parametrize("name, value", BAD)
 def test_records_of_nonsense_are_refused_by_file_and_key(name, value, sound, tmp_path, monkeypatch):
-    from mc import bench, records
+    from mc.evidence import records, runs as bench
 
     for module in (bench, records):                                                # whatever a checksum says of an edited file
         monkeypatch.setattr(module, "load_json", lambda path: json.loads(Path(path).read_text()))
@@ -281,7 +281,7 @@ def test_finished_checkpoints_that_a_kill_left_are_removed(tmp_path):
 
 def test_a_killed_worker_is_reported_as_such_and_records_are_kept(tmp_path):
     long = replace(RUN, seed=1, steps=100_000)
-    kill = ("import os, psutil, sys, threading, time\nfrom pathlib import Path\nfrom dataclasses import replace\nfrom mc.bench import MQARRun, measure_all\n"
+    kill = ("import os, psutil, sys, threading, time\nfrom pathlib import Path\nfrom dataclasses import replace\nfrom mc.evidence.runs import MQARRun, measure_all\n"
             "def kill():\n    while not Path(sys.argv[1], '.grm-seed1.checkpoint').exists(): time.sleep(.05)\n"
             "    [p.kill() for p in psutil.Process().children() if 'spawn_main' in ' '.join(p.cmdline())]\n"
             f"if __name__ == '__main__':\n    threading.Thread(target=kill).start()\n    measure_all([{RUN!r}, {long!r}], sys.argv[1], 'a test')\n")
@@ -295,7 +295,7 @@ def test_a_killed_worker_is_reported_as_such_and_records_are_kept(tmp_path):
 def test_workers_end_with_their_parent(number, tmp_path):
     import psutil
 
-    code = (f"from mc.bench import *\nif __name__ == '__main__':\n"
+    code = (f"from mc.evidence.runs import *\nif __name__ == '__main__':\n"
             f"    measure_all([replace({replace(RUN, steps=100_000)!r}, seed=s) for s in (1, 2)], {str(tmp_path / 'out')!r}, 'a test', jobs=2)\n")
     (tmp_path / "job.py").write_text("from dataclasses import replace\n" + code.replace("import *", "import MQARRun, measure_all"))
     job = subprocess.Popen([sys.executable, tmp_path / "job.py"], stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
@@ -312,7 +312,7 @@ def test_workers_end_with_their_parent(number, tmp_path):
 
 @pytest.mark.parametrize("what", ["absent", "no repository", "fails", "hangs", "folder"])
 def test_without_git_the_commit_is_none(what, tmp_path, monkeypatch):
-    from mc import records
+    from mc.evidence import records
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mc
-from mc.backends import BACKENDS
+from mc.nn.backends import BACKENDS
 
 CONFIGS = [mc.MCConfig(16, 2, backend=b, init=i, segmentation=s, segment_size=4, chunk_size=4)
            for b, i, s in product(BACKENDS, ("independent", "checkpoint"), ("constant", "fenwick"))]

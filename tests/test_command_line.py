@@ -16,7 +16,7 @@ from mc.cli import main
 
 pytestmark = pytest.mark.slow
 
-ASKED = "from mc.schema import Count, Names, Rate, Seeds\nsteps: Count = 1\nrate: Rate = 0.1\nseeds: Seeds = [0]\nnames: Names = ['a']\n"
+ASKED = "from mc.evidence.schema import Count, Names, Rate, Seeds\nsteps: Count = 1\nrate: Rate = 0.1\nseeds: Seeds = [0]\nnames: Names = ['a']\n"
 ASKED += "text: str = ''\nfree = None\nprofile: str = ''\nout: str = ''"
 SOUND = {"steps": 3, "rate": 0.5, "seeds": [0], "names": ["a"], "text": "", "free": None}
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -200,7 +200,8 @@ def test_a_missing_package_is_named(name, module, here, monkeypatch):
 
 
 def test_a_full_disk_keeps_the_old_notebook(here, monkeypatch):
-    from mc import execution, storage
+    from mc import storage
+    from mc.evidence import execution
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -268,7 +269,7 @@ def test_records_are_where_the_command_says(out, here):
 
 
 SLEEP = "import os, pathlib, time; pathlib.Path(out).mkdir(parents=True)\n"
-SLEEP += "from mc.workers import workers\nwith workers(2) as pool:\n    one = [pool.submit(time.sleep, 600) for _ in range(2)]\n"
+SLEEP += "from mc.evidence.workers import workers\nwith workers(2) as pool:\n    one = [pool.submit(time.sleep, 600) for _ in range(2)]\n"
 SLEEP += "    while not all(o.running() for o in one): time.sleep(.05)\n    (pathlib.Path(out) / 'working').touch(); time.sleep(600)"
 
 
@@ -319,7 +320,7 @@ run()
 """
 
 
-@pytest.mark.parametrize("module", ["mc.cli", "click", "tempfile", "mc.profiles", "papermill", "pydantic", "yaml", "nbformat", "mc.execution", "nbclient",
+@pytest.mark.parametrize("module", ["mc.cli", "click", "tempfile", "mc.evidence.profiles", "papermill", "pydantic", "yaml", "nbformat", "mc.evidence.execution", "nbclient",
                                     "jupyter_client", "torch"])
 def test_ctrl_c_during_an_import(module, here):
     before = tree(here)
@@ -346,7 +347,8 @@ def test_ctrl_c_while_the_kernel_starts(delay, here):
 
 
 def test_ctrl_c_while_the_notebook_is_written(here, monkeypatch):
-    from mc import execution, storage
+    from mc import storage
+    from mc.evidence import execution
 
     put(here / "out/probe/smoke.ipynb", "the old one")
     monkeypatch.setattr(execution, "execute", lambda *_: None)

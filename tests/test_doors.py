@@ -9,15 +9,17 @@ import pytest
 import torch
 
 import mc
-from mc import costs, doors, fenwick, figures
-from mc.backends import Coefficients
+from mc import costs, figures
+from mc.checks import values
+from mc.segments import fenwick
+from mc.nn.backends import Coefficients
 from mc.functional import rewind
-from mc.layer import CausalConv
-from mc.model import Attention, cache_bytes
-from mc.packing import Packing
+from mc.nn.layer import CausalConv
+from mc.nn.model import Attention, cache_bytes
+from mc.segments.packing import Packing
 from mc.read.pools import join_pools, pool
 from mc.read.sparse import choose
-from mc.segments import Segments
+from mc.segments.lengths import Segments
 from mc.trace import Trace
 
 warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
@@ -353,4 +355,4 @@ def test_the_nearest_name_is_offered():
 
 def test_a_message_is_short_whatever_was_given():
     for given in (torch.randn(50, 50), ["x" * 1000], {i: "long\nlines" for i in range(99)}, LAYER, type("Odd", (), {"__repr__": lambda self: "a\nb"})()):
-        assert len(doors.said(given)) <= 80 and "\n" not in doors.said(given)
+        assert len(values.said(given)) <= 80 and "\n" not in values.said(given)

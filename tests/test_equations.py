@@ -4,9 +4,9 @@ import torch
 
 import mc
 from cells import CELLS, CUTS, D, DEEP, H, MEMORIES, call, coefficients_of, memory_of, randn, rules_of, segments_of, tokens, weights
-from mc.fenwick import powers, visible
+from mc.segments.fenwick import powers, visible
 from mc.read.router import INITS
-from mc.segments import Segments
+from mc.segments.lengths import Segments
 
 LINEAR = mc.LinearMemory()
 GATED = ("grm", "soup", "ssc")

@@ -23,7 +23,7 @@ NUMBERS = """root => ({
 
 @pytest.fixture
 def explorer(page, site):
-    page.goto(f"{site}nbs/96_by_hand.html")
+    page.goto(f"{site}nbs/workshop/explorer_by_hand.html")
     root = page.locator(".mc-by-hand").first
     root.wait_for(timeout=20_000)
     return root

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mc
 from mc.costs import MEMORIES, WAYS, break_even, costs
 from mc.explorers.dial import SIZES, Dial, dial_data
-from mc.speed.variants import Variant, multiply_adds
+from mc.evidence.speed.variants import Variant, multiply_adds
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"operations": 1, "carried": 4, "fetched": 4}
@@ -23,7 +23,7 @@ CELLS = """() => Object.fromEntries([...document.querySelectorAll('.mc-dial td[d
 
 @pytest.fixture
 def dial(page, site):
-    page.goto(f"{site}nbs/95_dial.html")
+    page.goto(f"{site}nbs/workshop/explorer_dial.html")
     root = page.locator(".mc-dial").first
     root.wait_for(timeout=20_000)
     return root

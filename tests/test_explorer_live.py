@@ -7,7 +7,7 @@ import torch
 
 from mc.explorers.live import LONGEST, live, parse, questions, rewired, shipped
 from mc.explorers.routing import RoutingExplorer, explore
-from mc.model import LanguageModel
+from mc.nn.model import LanguageModel
 from mc.tasks.mqar import MQAR
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -140,7 +140,7 @@ def test_a_key_that_is_written_again_is_no_question():
 
 
 def test_the_book_shows_the_default_and_no_dead_control(page, site):
-    page.goto(f"{site}nbs/97_live.html")
+    page.goto(f"{site}nbs/workshop/explorer_live.html")
     explorer = page.locator(".mc-routing")
     explorer.wait_for(timeout=20_000)
     assert explorer.count() == page.locator(".mc-widget").count() == 1

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mc.explorers.routing import explore, gates_of
-from mc.layer import MCConfig
+from mc.nn.layer import MCConfig
 
-from mc.model import LanguageModel, LMConfig
+from mc.nn.model import LanguageModel, LMConfig
 from mc.tasks.mqar import IGNORE, MQAR
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def truth():
     return torch.stack([trace.gates[0] for trace in traces]), logits[0], batch
 
 
-@pytest.fixture(params=["nbs/00_start", "nbs/92_routing"])
+@pytest.fixture(params=["nbs/start/landing", "nbs/workshop/explorer_routing"])
 def explorer(page, site, request):
     page.goto(f"{site}{request.param}.html")
     root = page.locator(".mc-routing").first
@@ -40,7 +40,7 @@ def explorer(page, site, request):
 @pytest.fixture
 def beside(page, site):
     "The five models side by side."
-    page.goto(f"{site}nbs/92_routing.html")
+    page.goto(f"{site}nbs/workshop/explorer_routing.html")
     root = page.locator(".mc-routing").first
     root.wait_for(timeout=20_000)
     return root

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mc.explorers.states import explore_states, hear, states_data
-from mc.model import LanguageModel
+from mc.nn.model import LanguageModel
 from mc.tasks.mqar import MQAR, Batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def truth():
 
 @pytest.fixture
 def explorer(page, site):
-    page.goto(f"{site}nbs/93_states.html")
+    page.goto(f"{site}nbs/workshop/explorer_states.html")
     root = page.locator(".mc-states").first
     root.wait_for(timeout=20_000)
     return root

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mc.explorers.time import closeness, play, reread, sizes, time_data
-from mc.model import LanguageModel
+from mc.nn.model import LanguageModel
 from mc.tasks.mqar import IGNORE, MQAR
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def explorer(page, saved):
 
 @pytest.fixture
 def published(page, site):
-    return opened(page, f"{site}nbs/94_time.html")
+    return opened(page, f"{site}nbs/workshop/explorer_time.html")
 
 
 def shown(root):
@@ -249,7 +249,7 @@ def test_any_text_of_a_token_is_text(page, model, batch, tmp_path):
 def test_it_fits_a_phone_and_the_dark(site, page):
     page.set_viewport_size({"width": 380, "height": 800})                # before it opens: the book's sidebar takes its time to go away
     page.emulate_media(color_scheme="dark")
-    published = opened(page, f"{site}nbs/94_time.html")
+    published = opened(page, f"{site}nbs/workshop/explorer_time.html")
     page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
     for size in (256, 16, 1):
         turn(published, size)

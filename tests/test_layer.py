@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mc
-from mc.backends import BACKENDS
-from mc.model import Attention
+from mc.nn.backends import BACKENDS
+from mc.nn.model import Attention
 from mc.read.router import AGGREGATIONS, INITS
 
 CONFIGS = [mc.MCConfig(16, 2, backend=b, aggregation=a, segmentation=g, init=i, segment_size=4, chunk_size=3, top_k=2, conv_size=w)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mc
-from mc.backends import BACKENDS
+from mc.nn.backends import BACKENDS
 from mc.read.pools import code
 from mc.read.sparse import choose
 

@@ -12,7 +12,7 @@ USE = """
 import sys
 for name in {blocked}:
     sys.modules[name] = None
-import torch, mc, mc.cli, mc.bench, mc.train
+import torch, mc, mc.cli, mc.evidence.runs, mc.train
 layer = mc.MemoryCachingLayer(mc.MCConfig(d_model=16, num_heads=2, segment_size=4))
 y, cache = layer.forward_with_cache(torch.randn(1, 9, 16))
 layer.inspect(torch.randn(1, 9, 16)).rows
@@ -49,7 +49,7 @@ def test_the_wheel_holds_the_package_and_its_explorers(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
     wheel, = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"mc/__init__.py", "mc/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css"} <= names
+    assert {"mc/__init__.py", "mc/nn/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css"} <= names
     assert all(name.startswith(("mc/", "memory_caching_companion-")) for name in names)
 
 

@@ -74,7 +74,7 @@ def test_no_link_of_the_book_is_broken(book):
 
 
 def test_a_chapter_names_its_equations_module_and_tests(page, site):
-    page.goto(f"{site}nbs/22_gated.html")
+    page.goto(f"{site}nbs/see/gates.html")
     text = page.inner_text(".mc-where")
     assert "Equations 8, 9, 10" in text and "Exported to mc.read.gated" in text and "test_gated_reading_as_printed" in text
     page.click(".mc-where a:text-is('9')")
@@ -109,10 +109,10 @@ def test_launch_buttons_appear_with_the_address(address, tmp_path):
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     config["repository"]["url"] = address
     (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
-    pages = ["nbs/90_figures", "book/runs/needles/smoke"]
+    pages = ["nbs/workshop/figures", "book/runs/needles/smoke"]
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": pages[0], "parts": [
         {"caption": "one", "chapters": [{"file": pages[1]}]}]}))
-    for name in ("book/_ext", "book/_static", "book/references.bib", "nbs/explorers", f"{pages[0]}.md", f"{pages[0]}.ipynb"):
+    for name in ("book/_ext", "book/_static", "book/references.bib", "mc/explorers", f"{pages[0]}.md", f"{pages[0]}.ipynb"):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
@@ -125,7 +125,7 @@ def test_launch_buttons_appear_with_the_address(address, tmp_path):
     if not address:
         assert launches == [[], []] and "Colab" not in "".join(html)
         return
-    for found, path in zip(launches, ("nbs/90_figures.ipynb", "nbs/bench/needles.ipynb")):
+    for found, path in zip(launches, ("nbs/workshop/figures.ipynb", "nbs/bench/needles.ipynb")):
         assert sorted(found) == [f"https://colab.research.google.com/github/someone/somewhere/blob/main/{path}",
                                  f"https://mybinder.org/v2/gh/someone/somewhere/main?urlpath=lab/tree/{path}"]
     assert f"git clone -q {address}" in html[0]

@@ -11,16 +11,16 @@ import yaml
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
-import mc.speed.peers
-import mc.speed.ratios
+import mc.evidence.speed.peers
+import mc.evidence.speed.ratios
 import nbtool
 from mc.cli import main
-from mc.records import provenance
-from mc.speed.kept import Kept, grm_bytes, grm_kept, kept_bytes
-from mc.speed.peers import PEERS, Peer, PeerFailed
-from mc.speed.ratios import Comparison, interleaved, median_interval, parts_of, ratios, split
-from mc.speed.records import against_targets, measure, measure_all, overview, read_speed, remarks
-from mc.speed.variants import KINDS, Variant, multiply_adds, torch_mm
+from mc.evidence.records import provenance
+from mc.evidence.speed.kept import Kept, grm_bytes, grm_kept, kept_bytes
+from mc.evidence.speed.peers import PEERS, Peer, PeerFailed
+from mc.evidence.speed.ratios import Comparison, interleaved, median_interval, parts_of, ratios, split
+from mc.evidence.speed.records import against_targets, measure, measure_all, overview, read_speed, remarks
+from mc.evidence.speed.variants import KINDS, Variant, multiply_adds, torch_mm
 from mc.storage import load_json, save_json
 
 pytestmark = pytest.mark.slow
@@ -210,7 +210,7 @@ def test_no_peer_is_left_running(tmp_path, monkeypatch):
     def remember(*arguments):
         started.append(start(*arguments))
         return started[-1]
-    monkeypatch.setattr(mc.speed.peers, "Peer", remember)
+    monkeypatch.setattr(mc.evidence.speed.peers, "Peer", remember)
     measure(THEIRS, tmp_path / "records", "a test", fake(tmp_path / "packages", WORKS))
     assert [peer.process.poll() is not None for peer in started] == [True]
 
@@ -222,7 +222,7 @@ def test_a_record_is_whole_and_is_not_measured_twice(tmp_path, monkeypatch):
     assert list(record["cpu_seconds"]) == ["SSC", "none", "SSC: around", "SSC: segments"]
     assert record["low"] <= record["value"] <= record["high"] and record["settings"]["variants"]["SSC"]["tokens"] == 32
     assert set(provenance("")) <= record.keys() and record["command"] == "a test"
-    monkeypatch.setattr(mc.speed.ratios, "interleaved", None)
+    monkeypatch.setattr(mc.evidence.speed.ratios, "interleaved", None)
     assert measure(OURS, tmp_path, "another") == record == read_speed(tmp_path)[0]
 
 

@@ -1,6 +1,8 @@
 """Text notebooks, executed notebooks and the package say the same; `make sync` is what keeps it so."""
 import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -52,7 +54,7 @@ print("never run")
 @pytest.fixture(scope="module")
 def synced(tmp_path_factory):
     root = tmp_path_factory.mktemp("synced")
-    for name, text in {"nbs/01_one.md": ONE, "nbs/02_two.md": TWO, "nbs/bench/b.md": BENCH, "nbs/explorers/e.js": "// e"}.items():
+    for name, text in {"nbs/a/01_one.md": ONE, "nbs/a/02_two.md": TWO, "nbs/bench/b.md": BENCH, "mc/explorers/e.js": "// e"}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
@@ -107,24 +109,24 @@ def test_benchmarks_are_converted_and_not_run(tree):
 
 
 def test_a_changed_text_is_named(tree):
-    edit(tree / "nbs/02_two.md", "# Two", "# Three")
-    assert names(tree) == "nbs/02_two.md"
+    edit(tree / "nbs/a/02_two.md", "# Two", "# Three")
+    assert names(tree) == "nbs/a/02_two.md"
 
 
 def test_words_do_not_make_other_chapters_stale_but_code_does(tree):
-    edit(tree / "nbs/01_one.md", "# One", "# First")
-    assert names(tree) == "nbs/01_one.md"
-    edit(tree / "nbs/01_one.md", "2 * x", "x + x")
-    assert names(tree) == "nbs/01_one.md nbs/02_two.md mc/deep/one.py"
+    edit(tree / "nbs/a/01_one.md", "# One", "# First")
+    assert names(tree) == "nbs/a/01_one.md"
+    edit(tree / "nbs/a/01_one.md", "2 * x", "x + x")
+    assert names(tree) == "nbs/a/01_one.md nbs/a/02_two.md mc/deep/one.py"
 
 
 def test_a_result_that_a_chapter_reads_is_named_when_it_changes(tree):
-    edit(tree / "nbs/02_two.md", "nbdev: {default", "companion: {reads: [results]}\nnbdev: {default")
+    edit(tree / "nbs/a/02_two.md", "nbdev: {default", "companion: {reads: [results]}\nnbdev: {default")
     nbtool.sync(tree)
     assert names(tree) == ""
     (tree / "results").mkdir()
     (tree / "results/record.json").write_text("{}")
-    assert names(tree) == "nbs/02_two.md"
+    assert names(tree) == "nbs/a/02_two.md"
 
 
 def test_a_module_edited_by_hand_is_named_and_put_back(tree):
@@ -143,69 +145,85 @@ def test_a_module_of_no_notebook_is_named_and_removed(tree):
     assert not (tree / "mc/old.py").exists()
 
 
-def test_a_front_end_file_is_copied(tree):
-    (tree / "nbs/explorers/e.js").write_text("// f")
-    assert names(tree) == "mc/explorers/e.js"
+def test_a_front_end_file_is_its_own_source(tree):
+    (tree / "mc/explorers/e.js").write_text("// f")
+    assert names(tree) == ""
+    nbtool.sync(tree)
+    assert (tree / "mc/explorers/e.js").read_text() == "// f"
+
+
+def test_a_module_can_keep_its_old_address(tree):
+    edit(tree / "nbs/a/01_one.md", "nbdev: {default", "companion: {formerly: first}\nnbdev: {default")
+    nbtool.sync(tree)
+    assert subprocess.check_output([sys.executable, "-c", "import mc.first; print(mc.first.double(2))"], cwd=tree, text=True) == "4\n"
+
+
+def test_only_the_chapters_that_are_named_are_executed(tree):
+    edit(tree / "nbs/a/01_one.md", "2 * x", "x + x")
+    nbtool.sync(tree, only=["nbs/a/02_two"])
+    assert names(tree) == "nbs/a/01_one.md"
+    with pytest.raises(nbtool.Broken, match="nbs/a/03.md: no such chapter"):
+        nbtool.sync(tree, only=["nbs/a/03"])
 
 
 @pytest.mark.parametrize("damage", [lambda nb: nb[:len(nb) // 2], lambda nb: re.sub(r'"execution_count": \d+', '"execution_count": null', nb)])
 def test_a_damaged_or_cleared_notebook_is_named(tree, damage):
-    path = tree / "nbs/01_one.ipynb"
+    path = tree / "nbs/a/01_one.ipynb"
     path.write_text(damage(path.read_text()))
-    assert names(tree) == "nbs/01_one.md"
+    assert names(tree) == "nbs/a/01_one.md"
 
 
 def test_a_notebook_without_a_text_is_named_and_never_deleted(tree):
-    (tree / "nbs/01_one.md").rename(tree / "one.md")
-    assert "nbs/01_one.ipynb" in names(tree)
-    with pytest.raises(nbtool.Broken, match="nbs/01_one.ipynb has no text notebook"):
+    (tree / "nbs/a/01_one.md").rename(tree / "one.md")
+    assert "nbs/a/01_one.ipynb" in names(tree)
+    with pytest.raises(nbtool.Broken, match="nbs/a/01_one.ipynb has no text notebook"):
         nbtool.sync(tree)
-    assert (tree / "nbs/01_one.ipynb").exists()
+    assert (tree / "nbs/a/01_one.ipynb").exists()
 
 
 def test_a_syntax_error_is_one_line_and_leaves_the_package_alone(tree):
     before = contents(tree / "mc")
-    edit(tree / "nbs/01_one.md", "return 2 * x", "return 2 *")
-    with pytest.raises(nbtool.Broken, match=r"^nbs/01_one.md: cell 2, line 2: invalid syntax: return 2 \*$"):
+    edit(tree / "nbs/a/01_one.md", "return 2 * x", "return 2 *")
+    with pytest.raises(nbtool.Broken, match=r"^nbs/a/01_one.md: cell 2, line 2: invalid syntax: return 2 \*$"):
         nbtool.sync(tree)
     assert contents(tree / "mc") == before
 
 
 def test_a_text_that_cannot_be_read_is_named(tree):
-    edit(tree / "nbs/01_one.md", '{export: "true"}', '{export: "true"')
-    with pytest.raises(nbtool.Broken, match="^nbs/01_one.md: "):
+    edit(tree / "nbs/a/01_one.md", '{export: "true"}', '{export: "true"')
+    with pytest.raises(nbtool.Broken, match="^nbs/a/01_one.md: "):
         nbtool.sync(tree)
 
 
 def test_a_failing_cell_is_named_and_the_old_notebook_stays(tree):
-    before = (tree / "nbs/02_two.ipynb").read_bytes()
-    edit(tree / "nbs/02_two.md", "double(21)", "double(1) / 0")
-    with pytest.raises(nbtool.Broken, match=r"nbs/02_two.md: cell 3 \(import anywidget.*ZeroDivisionError: division by zero"):
+    before = (tree / "nbs/a/02_two.ipynb").read_bytes()
+    edit(tree / "nbs/a/02_two.md", "double(21)", "double(1) / 0")
+    with pytest.raises(nbtool.Broken, match=r"nbs/a/02_two.md: cell 3 \(import anywidget.*ZeroDivisionError: division by zero"):
         nbtool.sync(tree)
-    assert (tree / "nbs/02_two.ipynb").read_bytes() == before
-    assert names(tree) == "nbs/02_two.md"
+    assert (tree / "nbs/a/02_two.ipynb").read_bytes() == before
+    assert names(tree) == "nbs/a/02_two.md"
 
 
 def test_an_output_that_names_a_folder_of_this_machine_is_refused(tree):
-    edit(tree / "nbs/02_two.md", "double(21)", "import mc.two\nprint(mc.two.__file__)")
-    with pytest.raises(nbtool.Broken, match="nbs/02_two.md: an output names a folder of this machine"):
+    edit(tree / "nbs/a/02_two.md", "double(21)", "import mc.two\nprint(mc.two.__file__)")
+    with pytest.raises(nbtool.Broken, match="nbs/a/02_two.md: an output names a folder of this machine"):
         nbtool.sync(tree)
 
 
 def test_new_words_execute_nothing(tree, monkeypatch):
     "Prose of a chapter, and a docstring of another chapter; outputs and widgets stay."
-    edit(tree / "nbs/01_one.md", "def double(x):\n", 'def double(x):\n    "Twice x."\n')
+    edit(tree / "nbs/a/01_one.md", "def double(x):\n", 'def double(x):\n    "Twice x."\n')
     nbtool.sync(tree)
     assert names(tree) == "" and '"Twice x."' in (tree / "mc/deep/one.py").read_text()
-    before = nbformat.read(tree / "nbs/02_two.ipynb", as_version=4)
-    edit(tree / "nbs/02_two.md", "# Two", "# Three\n\nMore words.")
+    before = nbformat.read(tree / "nbs/a/02_two.ipynb", as_version=4)
+    edit(tree / "nbs/a/02_two.md", "# Two", "# Three\n\nMore words.")
 
     async def never(*_):
         raise AssertionError("a chapter was executed")
 
     monkeypatch.setattr(nbtool, "execute", never)
     nbtool.sync(tree)
-    after = nbformat.read(tree / "nbs/02_two.ipynb", as_version=4)
+    after = nbformat.read(tree / "nbs/a/02_two.ipynb", as_version=4)
     assert names(tree) == "" and "More words." in after.cells[0].source + after.cells[1].source
     outputs = lambda nb: [c.outputs for c in nb.cells if c.cell_type == "code"]
     assert outputs(after) == outputs(before) and after.metadata["widgets"] == before.metadata["widgets"]
@@ -213,9 +231,9 @@ def test_new_words_execute_nothing(tree, monkeypatch):
 
 def test_what_a_function_imports_counts_where_it_is_named(tree):
     "Else one line of CSS would execute every chapter that imports a package whose __init__ can show a picture."
-    edit(tree / "nbs/01_one.md", "    return 2 * x", "    return 2 * x\n\ndef show():\n    from mc.explorers import e2\n    return e2")
-    (tree / "nbs/03_e.md").write_text(HEADER % "explorers.e2" + '# E\n\n```{code-cell}\n:nbdev: {export: "true"}\n\nx = 1\n```\n')
-    (tree / "nbs/04_show.md").write_text(HEADER % "none" + "# S\n\n```{code-cell}\nfrom mc.deep import one\none.show().x\n```\n")
+    edit(tree / "nbs/a/01_one.md", "    return 2 * x", "    return 2 * x\n\ndef show():\n    from mc.explorers import e2\n    return e2")
+    (tree / "nbs/a/03_e.md").write_text(HEADER % "explorers.e2" + '# E\n\n```{code-cell}\n:nbdev: {export: "true"}\n\nx = 1\n```\n')
+    (tree / "nbs/a/04_show.md").write_text(HEADER % "none" + "# S\n\n```{code-cell}\nfrom mc.deep import one\none.show().x\n```\n")
     nbtool.sync(tree)
-    (tree / "nbs/explorers/e.js").write_text("// f")
-    assert names(tree) == "nbs/01_one.md nbs/04_show.md mc/explorers/e.js"        # not nbs/02_two.md, which imports the same module
+    (tree / "mc/explorers/e.js").write_text("// f")
+    assert names(tree) == "nbs/a/01_one.md nbs/a/04_show.md"        # not nbs/a/02_two.md, which imports the same module

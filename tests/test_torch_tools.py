@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, stack_mod
 from torch.utils._pytree import tree_map
 
 import mc
-from mc.model import AttentionConfig, LanguageModel, LMConfig
+from mc.nn.model import AttentionConfig, LanguageModel, LMConfig
 from mc.read.router import AGGREGATIONS, INITS, SEGMENTATIONS
 
 pytestmark = pytest.mark.slow

@@ -35,7 +35,7 @@ def vendor(app):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
-    shutil.copy2(Path(app.srcdir, "nbs/explorers/host.js"), here)
+    shutil.copy2(Path(app.srcdir, "mc/explorers/host.js"), here)
 
 
 class PlotlyFigures:

@@ -59,7 +59,7 @@ def formulas(root):
 
 def errata(root):
     "The sections of the errata, each under its label."
-    text = "".join(file.read_text() for file in root.glob("nbs/*_errata.md"))
+    text = "".join(file.read_text() for file in root.glob("nbs/evidence/errata.md"))
     return [Place(title, label, named(where)) for label, where, title in re.findall(r"^\((errata-[\w-]+)\)=\n### (Eq\.[^:]+): (.+)", text, re.M)]
 
 

@@ -10,7 +10,7 @@ from sphinx import addnodes
 from paper import EQUATIONS, chapters, errata, formulas, functions, tests
 
 COLAB = """!git clone -q {url} book-on-mc && pip install -q ./book-on-mc anywidget
-%cd book-on-mc/nbs
+%cd book-on-mc/nbs/{folder}
 from google.colab import output; output.enable_custom_widget_manager()"""
 
 
@@ -73,7 +73,7 @@ def fill(app, docname, source):
     for name, page in GENERATED.get(docname, {}).items():
         root = Path(app.srcdir)
         source[0] = source[0].replace(f"% generated: {name}\n", page(root) + "\n")
-        for file in [*root.glob("mc/**/*.py"), *root.glob("tests/test_*.py"), *root.glob("nbs/*.md"), root / "_toc.yml"]:
+        for file in [*root.glob("mc/**/*.py"), *root.glob("tests/test_*.py"), *root.glob("nbs/*/*.md"), root / "_toc.yml"]:
             app.env.note_dependency(str(file))
 
 
@@ -91,7 +91,7 @@ def where(app, doctree):
         return
     parts = []
     if chapter.equations:
-        links = [nodes.reference("", str(n), refuri=f"../book/map.html#equation-{n}") for n in chapter.equations]
+        links = [nodes.reference("", str(n), refuri=f"../../book/map.html#equation-{n}") for n in chapter.equations]
         parts.append(("Equations", links))
     if chapter.module:
         parts.append(("Exported to", [link(chapter.module, "py", "mod", chapter.module)]))
@@ -105,7 +105,7 @@ def where(app, doctree):
         lines += line
     if url := app.config.html_theme_options.get("repository_url"):
         line = nodes.paragraph("", "On Colab, begin with a cell of these lines")
-        lines += [line, nodes.literal_block(text=COLAB.format(url=url), language="none")]
+        lines += [line, nodes.literal_block(text=COLAB.format(url=url, folder=Path(docname).parent.name), language="none")]
     if lines.children:
         doctree.children[0].append(lines) if isinstance(doctree.children[0], nodes.section) else doctree.append(lines)
 

@@ -1,7 +1,9 @@
-"""Keep nbs/*.md, the executed nbs/*.ipynb beside them and the package mc/ in step.
+"""Keep nbs/*/*.md, the executed .ipynb beside them and the package mc/ in step.
 
-    nbtool.py sync [--all]   put right whatever is out of date (--all executes every chapter again)
-    nbtool.py check          name whatever is out of date; exit code 1 if anything is
+    nbtool.py sync              put right whatever is out of date
+    nbtool.py sync --all        execute every chapter again
+    nbtool.py sync nbs/see/...  of what is to be executed, only these chapters (while one writes them)
+    nbtool.py check             name whatever is out of date; exit code 1 if anything is
 
 The text notebooks are the only source. Everything is decided by content, never by file times: a chapter is executed
 again when its text, a module of mc that it imports, or a file its header names (`companion: {reads: [results/mqar]}`)
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 CELL_TIMEOUT = 600
+BY_HAND = (".js", ".css", ".csv")    # what of mc/ is no Python, and has no other source
 
 
 class Broken(Exception):
@@ -57,8 +60,8 @@ def load(md):
 def sources(root):
     "{path relative to root: notebook} of every text notebook, chapters before benchmarks."
     notebooks = {}
-    for md in [*sorted(root.glob("nbs/*.md")), *sorted(root.glob("nbs/bench/*.md"))]:
-        rel = md.relative_to(root)
+    for rel in sorted((md.relative_to(root) for md in root.glob("nbs/*/*.md")), key=lambda rel: (is_bench(rel), rel)):
+        md = root / rel
         try:
             notebooks[rel] = load(md)
         except Exception as e:    # jupytext's own, and whatever the YAML in a header or a cell's options brings
@@ -84,7 +87,6 @@ def package(root, notebooks):
     "{path: bytes} of everything that belongs in mc/, made in a temporary folder from the text notebooks."
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        (tmp / "nbs").mkdir()
         for rel, nb in notebooks.items():
             if is_bench(rel):
                 continue
@@ -93,14 +95,18 @@ def package(root, notebooks):
             for cell in nb.cells:    # nbdev wants the title first: only then is the line under it the module's docstring
                 cell.source = re.sub(r"\A(\([\w:-]+\)=\s*)+(?=# )", "", cell.source)
             path = tmp / rel.with_suffix(".ipynb")
+            path.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(nb, path)
             try:
                 nb_export(path, lib_path=tmp / "mc")
             except Exception as e:
                 raise Broken(f"{rel}: nbdev cannot export it: {type(e).__name__}: {e}") from None
         files = {f.relative_to(tmp): f.read_bytes() for f in tmp.glob("mc/**/*.py")}
-    for f in [*root.glob("nbs/explorers/*.js"), *root.glob("nbs/explorers/*.css")]:
-        files[Path("mc/explorers") / f.name] = f.read_bytes()
+    for nb in notebooks.values():
+        if formerly := nb.metadata.get("companion", {}).get("formerly"):    # the module keeps its old address too
+            now = f"mc.{nb.metadata.nbdev.default_exp}"
+            files[Path("mc", f"{formerly}.py")] = f'"""Now `{now}`."""\nfrom {now} import *  # noqa: F403\n'.encode()
+    files |= {f.relative_to(root): f.read_bytes() for f in root.glob("mc/**/*.*") if f.suffix in BY_HAND}
     for folder in {parent for f in files for parent in f.parents if parent.parts}:
         files.setdefault(folder / "__init__.py", b"")
     return files
@@ -185,7 +191,7 @@ class State:
         there = {f.relative_to(root) for f in root.glob("mc/**/*") if f.is_file() and "__pycache__" not in f.parts}
         self.orphans = sorted(there - set(self.files))
         self.changed = sorted(f for f, data in self.files.items() if f not in there or (root / f).read_bytes() != data)
-        ipynb = {f.relative_to(root) for folder in ("nbs", "nbs/bench") for f in root.glob(f"{folder}/*.ipynb")}
+        ipynb = {f.relative_to(root) for f in root.glob("nbs/*/*.ipynb")}
         self.strays = sorted(ipynb - {rel.with_suffix(".ipynb") for rel in self.notebooks})
 
     def report(self):
@@ -241,8 +247,11 @@ def normalise(nb):
     return nbformat.writes(nbformat.reads(text, as_version=4))    # sorted anew, by the stable names
 
 
-def sync(root, everything=False):
+def sync(root, everything=False, only=()):
     state = State(root)
+    wanted = {Path(name).with_suffix(".md") for name in only}
+    if unknown := sorted(map(str, wanted - set(state.notebooks))):
+        raise Broken(f"{', '.join(unknown)}: no such chapter")
     if state.strays:
         raise Broken("\n".join(f"{f} has no text notebook beside it. Delete it, or make a text of it: "
                                f"jupytext --to md:myst {f}" for f in state.strays))
@@ -255,7 +264,7 @@ def sync(root, everything=False):
         write(root / rel.with_suffix(".ipynb"), nbformat.writes(state.notebooks[rel]).encode())
     for rel in state.reworded:
         write(root / rel.with_suffix(".ipynb"), nbformat.writes(state.notebooks[rel]).encode())
-    todo = [rel for rel in state.notebooks if not is_bench(rel) and (everything or rel in state.stale and rel not in state.reworded)]
+    todo = [rel for rel in state.notebooks if not is_bench(rel) and (rel in wanted if only else everything or rel in state.stale and rel not in state.reworded)]
     asyncio.run(execute_all(root, {rel: state.notebooks[rel] for rel in todo}))
     done = {"files of mc written": state.changed, "removed": state.orphans, "benchmarks converted": converted,
             "chapters given new words": state.reworded, "chapters executed": todo}
@@ -289,12 +298,13 @@ def check(root):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["sync", "check"])
+    parser.add_argument("chapters", nargs="*")
     parser.add_argument("--all", action="store_true", help="with sync: execute every chapter again")
     args = parser.parse_args()
     # for the kernels: the same order of sets, the same sums on any number of cores, and this tree's mc
     os.environ |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     try:
-        sync(ROOT, args.all) if args.command == "sync" else check(ROOT)
+        sync(ROOT, args.all, args.chapters) if args.command == "sync" else check(ROOT)
     except Broken as e:
         sys.exit(str(e))
     except (KeyboardInterrupt, asyncio.CancelledError):    # nbclient turns the one into the other
