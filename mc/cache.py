@@ -21,7 +21,7 @@ from .torch_tools import stored
 from .memory.linear import State
 from .storage import check_fit, load_tensors, save_tensors
 
-# %% ../nbs/workshop/cache.ipynb #c5e0b61d
+# %% ../nbs/workshop/cache.ipynb #d00a752e
 def map_state(state: State, change: Callable[[Tensor], Tensor]) -> State:
     "Apply `change` to every tensor of a state."
     return {name: change(leaf) for name, leaf in state.items()}
@@ -84,7 +84,7 @@ class SegmentCache:
         return sum(self.lengths) + self.running
 
     @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
+    def bounds(self) -> tuple[tuple[int, int], ...]:
         "First token and one past the last token of each cached memory."
         ends = list(accumulate(self.lengths, initial=0))
         return tuple(zip(ends, ends[1:]))

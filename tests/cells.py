@@ -4,8 +4,9 @@ from itertools import product
 import torch
 
 import mc
-from mc.functional import run
-from mc.read.router import AGGREGATIONS, INITS, Rules
+from mc.functional import one_pass
+from mc.options import INITS, Rules
+from mc.read.ways import AGGREGATIONS
 
 MEMORIES = ("linear", "swla", "dla", "titans")
 DEEP = ("dla", "titans")
@@ -45,7 +46,7 @@ def tokens(T, seed=0):
 
 def rules_of(aggregation, cut, init, **kwargs):
     kwargs = {"top_k": 2, "gate_scale": 1.3, "chunk_size": 4} | kwargs
-    return Rules(aggregation, init, "constant" if cut == "list" else cut, **kwargs)
+    return Rules(aggregation, "constant" if cut == "list" else cut, init, **kwargs)
 
 
 def segments_of(cut, T):
@@ -56,7 +57,7 @@ def segments_of(cut, T):
 
 def call(form, name, rules, segments, x, rates, cache=None, params=(), implementation=None):
     memory = memory_of(name, *params)
-    return run(*x, memory, rules, segments, coefficients_of(memory, rates), implementation or form, cache)
+    return one_pass(*x, memory, rules, segments, coefficients_of(memory, rates), implementation or form, cache)
 
 
 def outcome(form, name, rules, segments, T, before=0):
@@ -79,5 +80,5 @@ def assert_same(fast, plain, tolerance=1e-9):
     for a, b in zip(fast[0], plain[0], strict=True):
         assert a.shape == b.shape and (a - b).norm() <= tolerance * b.norm() + 1e-300
     a, b = fast[1], plain[1]
-    assert a.spans == b.spans
+    assert a.bounds == b.bounds
     assert (a.cache.lengths, a.cache.running, a.cache.about) == (b.cache.lengths, b.cache.running, b.cache.about)

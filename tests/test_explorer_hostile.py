@@ -183,7 +183,7 @@ def test_a_window_shows_the_gates_of_the_whole(options, until):
     memories = data["variants"][0]["memories"]
     for i, memory in enumerate(memories):
         first, end = memory[0] + start, memory[1] + start
-        columns = [j for j, (a, b) in enumerate(traces[0].spans) if (b <= start if end <= start else (a, b) == (first, end))]
+        columns = [j for j, (a, b) in enumerate(traces[0].bounds) if (b <= start if end <= start else (a, b) == (first, end))]
         assert len(columns) >= 1 and torch.allclose(got[..., i], full[..., columns].sum(-1), atol=2e-4)
         assert (memory[0] < 0) == (len(memory) == 5)
     assert torch.allclose(got[..., -1], full[..., -1], atol=2e-4)

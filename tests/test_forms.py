@@ -4,7 +4,7 @@ import torch
 
 from cells import (C, CELLS, D, DEEP, H, MEMORIES, assert_same, call, memory_of, outcome, randn, rules_of, segments_of, tokens,
                    weights)
-from mc.read.router import INITS
+from mc.options import INITS
 
 LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 63]
 

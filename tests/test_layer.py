@@ -8,7 +8,8 @@ import torch
 import mc
 from mc.nn.backends import BACKENDS
 from mc.nn.model import Attention
-from mc.read.router import AGGREGATIONS, INITS
+from mc.options import INITS
+from mc.read.ways import AGGREGATIONS
 
 CONFIGS = [mc.MCConfig(16, 2, backend=b, aggregation=a, segmentation=g, init=i, segment_size=4, chunk_size=3, top_k=2, conv_size=w)
            for n, (b, a, g, i) in enumerate(product(BACKENDS, AGGREGATIONS, ("constant", "fenwick"), INITS))
@@ -92,16 +93,16 @@ def test_a_cache_can_go_back_to_a_segment_end(config):
     whole, cache = layer.forward_with_cache(x)
     if config.segmentation == "fenwick" and config.aggregation != "none":
         with pytest.raises(ValueError, match="cannot go back: its groups"):
-            layer.cut(cache, 1)
+            layer.rewind(cache, 1)
     elif config.init == "checkpoint" and config.backend in ("swla", "titans") and config.aggregation != "none":
         with pytest.raises(ValueError, match="cannot go back: it keeps no"):
-            layer.cut(cache, 1)
+            layer.rewind(cache, 1)
     else:
         for segments in range(len(cache) + 1):
-            y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.cut(cache, segments))
+            y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.rewind(cache, segments))
             assert torch.allclose(y, whole[:, 4 * segments :], rtol=1e-9, atol=1e-11)
     with pytest.raises(ValueError, match="segments"):
-        layer.cut(cache, len(cache) + 1)
+        layer.rewind(cache, len(cache) + 1)
 
 
 @pytest.mark.parametrize("first", [3, 8, 9])                           # inside a segment, at its end, one token after it
@@ -110,7 +111,7 @@ def test_a_cache_of_two_calls_can_go_back(first):
     whole = layer(x)
     _, cache = layer.forward_with_cache(x[:, first:], layer.forward_with_cache(x[:, :first])[1])
     for segments in range(5):
-        y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.cut(cache, segments))
+        y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.rewind(cache, segments))
         assert torch.allclose(y, whole[:, 4 * segments :], rtol=1e-9, atol=1e-11)
 
 
@@ -159,7 +160,7 @@ def test_cache_survives_the_disk(config, tmp_path):
     cache.save(tmp_path / "cache.safetensors")
     again = mc.SegmentCache.load(tmp_path / "cache.safetensors")
     assert torch.equal(layer.forward_with_cache(x[:, 15:], again)[0], layer.forward_with_cache(x[:, 15:], cache)[0])
-    assert again.nbytes == cache.nbytes and len(again) == len(cache) and again.spans == cache.spans
+    assert again.nbytes == cache.nbytes and len(again) == len(cache) and again.bounds == cache.bounds
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cells import B, H, MEMORIES, call, rules_of, tokens
-from mc.read.router import AGGREGATIONS, INITS
+from mc.options import INITS
+from mc.read.ways import AGGREGATIONS
 
 cells = st.fixed_dictionaries({
     "name": st.sampled_from(MEMORIES), "aggregation": st.sampled_from(AGGREGATIONS), "init": st.sampled_from(INITS),

@@ -7,7 +7,8 @@ import torch
 
 import mc
 from mc.read.pools import POOLS
-from mc.read.router import AGGREGATIONS, INITS, SOFTMAX
+from mc.options import INITS, SOFTMAX
+from mc.read.ways import AGGREGATIONS
 
 CALLS, BATCHES = 2000, 40
 ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 import mc
 from mc.nn.model import AttentionConfig, LanguageModel, LMConfig
-from mc.read.router import AGGREGATIONS, INITS, SEGMENTATIONS
+from mc.options import INITS, SEGMENTATIONS
+from mc.read.ways import AGGREGATIONS
 
 pytestmark = pytest.mark.slow
 

@@ -153,7 +153,7 @@ class DLAMemory(DeepMemory):
         "The gradient of the loss with respect to M(k): `-v`."
         return -v
 
-# %% ../../nbs/memories/dla.ipynb #dcdf3140
+# %% ../../nbs/memories/dla.ipynb #832f2a39
 def weighted(q: Tensor, weights: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """`Σ_i γ_ti M_i(q_t)` of N deep memories: `q` (B, H, T, D), `weights` (B, H, T, N),
     `w1` (B, H, N, D, F), `w2` (B, H, N, F, D). Returns (B, H, T, D).
@@ -189,19 +189,19 @@ def weighted_gradients(
     return to_q, to_weights, apart(to_w1).transpose(-2, -3), to_w2
 
 
-def recall(self: DeepMemory, states: State, q: Tensor, weights: Tensor, pieces) -> Tensor:
+def recall(self: DeepMemory, states: State, q: Tensor, weights: Tensor, tiles) -> Tensor:
     """The weighted reads of cached memories, Eq. 9 without its online term.
 
-    `states`: leaves (B, H, N, ...); `q` (B, H, T, D); `weights` (B, H, T, N); `pieces`:
+    `states`: leaves (B, H, N, ...); `q` (B, H, T, D); `weights` (B, H, T, N); `tiles`:
     which tokens see which memories. Returns (B, H, T, D).
     Cost: O(T N F D) time; keeps its inputs only for the backward pass.
     """
     leaves = states["w1"], states["w2"]
-    return applied(Recall)(weighted, weighted_gradients, pieces, q, weights, *leaves)
+    return applied(Recall)(weighted, weighted_gradients, tiles, q, weights, *leaves)
 
 
 def soup(
-    self: DeepMemory, online, states: State, q: Tensor, gates: Tensor, pieces
+    self: DeepMemory, online, states: State, q: Tensor, gates: Tensor, tiles
 ) -> Tensor:
     """Eq. 15: one read of the parameters mixed by `gates` (B, H, T, N+1), the online last.
 
@@ -211,9 +211,9 @@ def soup(
     Cost: O(T N F D) time.
     """
     own, cached = gates[..., -1:], gates[..., :-1]
-    z = own * online(q, "first") + recall_matrices(states["w2"], q, cached, pieces)
+    z = own * online(q, "first") + recall_matrices(states["w2"], q, cached, tiles)
     h = F.gelu(z)
-    y = own * online(h, "second") + recall_matrices(states["w1"], h, cached, pieces)
+    y = own * online(h, "second") + recall_matrices(states["w1"], h, cached, tiles)
     return q + y
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/see/gates.ipynb #a8ec4906
+# %% ../../nbs/see/gates.ipynb #27c7d251
 def scores(u: Tensor, pools: Tensor, gate_scale: float = 1.0) -> Tensor:
     """Router scores of one token, Eq. 10: `u` (B, H, D) against `pools` (B, N+1, H, D),
     giving (B, H, N+1).
@@ -19,7 +19,9 @@ def scores(u: Tensor, pools: Tensor, gate_scale: float = 1.0) -> Tensor:
     return gate_scale * torch.einsum("bhd,bnhd->bhn", u, pools)
 
 
-def gated(memory, states: State, online: State, q: Tensor, gates: Tensor) -> Tensor:
+def gated(
+    memory, states: State, online: State, q: Tensor, gates: Tensor, *_
+) -> Tensor:
     """Eq. 9 for one token, already written (Eq. 8): the reads of all memories, weighted by `gates` (B, H, N+1),
     the online memory last.
 

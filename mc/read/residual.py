@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/see/adding_up.ipynb #f3eada3c
-def residual(memory, states: State, online: State, q: Tensor) -> Tensor:
+# %% ../../nbs/see/adding_up.ipynb #629be7cf
+def residual(memory, states: State, online: State, q: Tensor, *_) -> Tensor:
     """Eq. 7 for one token, already written (Eq. 6): the online read plus the read of every
     cached memory. For matrices one read of their sum (Eq. 13).
 
