@@ -6,16 +6,16 @@
 __all__ = ['INITS', 'SEGMENTATIONS', 'SOFTMAX', 'OPTIONS', 'option', 'Options', 'Rules', 'described', 'with_options',
            'check_rules', 'known_options']
 
-# %% ../nbs/workshop/options.ipynb #391b90da
+# %% ../nbs/workshop/options.ipynb #adf4cdcc
 import inspect
 from dataclasses import dataclass, field, fields
 from textwrap import wrap
 
 from .checks.values import check_choice, check_flag, check_number, check_size
 from .read.pools import POOLS
-from .read.ways import AGGREGATIONS, WAYS, Way
+from .read.ways import WAYS, Way
 
-# %% ../nbs/workshop/options.ipynb #1850bce8
+# %% ../nbs/workshop/options.ipynb #f81484f4
 INITS = ("independent", "checkpoint")
 SEGMENTATIONS = ("constant", "logarithmic", "fenwick")
 SOFTMAX = ("chosen", "all")
@@ -38,7 +38,7 @@ class Options:
         'the way to read: "none" (one memory that runs on; segments play no role), '
         '"residual" (Eq. 7), "grm" (Eq. 9-10), "soup" (Eq. 15), "ssc" (Eq. 16-17), "top_p"',
         check_choice,
-        AGGREGATIONS,
+        WAYS,
     )
     segmentation: str = option(
         "constant",
@@ -90,7 +90,7 @@ class Options:
     @property
     def way(self) -> Way:
         "The row of `mc.read.ways.WAYS` that `aggregation` names; `ValueError` if none."
-        return WAYS[check_choice("aggregation", self.aggregation, AGGREGATIONS)]
+        return WAYS[check_choice("aggregation", self.aggregation, WAYS)]
 
 
 @dataclass(frozen=True)

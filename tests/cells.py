@@ -61,24 +61,30 @@ def call(form, name, rules, segments, x, rates, cache=None, params=(), implement
 
 
 def outcome(form, name, rules, segments, T, before=0):
-    "All that a call gives after `before` tokens, and the gradients of everything that went in."
+    "By name all that a call gives after `before` tokens, and the gradients of everything that went in; and the pass."
     (x, rates), params, cache = tokens(before + T, seed=T), weights(), None
     if before:
         cache = call(form, name, rules, segments, x[:, :, :before], rates[:, :, :before], params=params).cache
     out = call(form, name, rules, segments, x[:, :, before:], rates[:, :, before:], cache, params)
-    state = [*out.cache.states.values(), *out.cache.online.values(), *out.cache.pending.values()]
-    kept = [out.y, out.gates, out.cache.pools, out.cache.key_sum, *state]
-    loss = sum((a * randn(*a.shape, seed=i)).sum() for i, a in enumerate(kept))
-    inputs = [x, rates, *params]
-    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
-    grads = [torch.zeros_like(a) if g is None else g for a, g in zip(inputs, grads)]
-    return [*kept, out.scores.masked_fill(out.scores.isinf(), 0), out.chosen.double(), *grads], out
+    kept = {"y": out.y, "gates": out.gates, "pools": out.cache.pools, "key_sum": out.cache.key_sum}
+    for part in ("states", "online", "pending"):
+        kept |= {f"{part}.{leaf}": a for leaf, a in getattr(out.cache, part).items()}
+    loss = sum((a * randn(*a.shape, seed=i)).sum() for i, a in enumerate(kept.values()))
+    inputs = {"q, k, v, u": x, "coefficients": rates, "w1": params[0], "w2": params[1]}
+    grads = torch.autograd.grad(loss, inputs.values(), allow_unused=True)
+    grads = {f"gradient of {n}": torch.zeros_like(a) if g is None else g for (n, a), g in zip(inputs.items(), grads)}
+    routes = {"scores": out.scores.masked_fill(out.scores.isinf(), 0), "chosen": out.chosen.double()}
+    return kept | routes | grads, out
 
 
 def assert_same(fast, plain, tolerance=1e-9):
-    "Every output, state and gradient within `tolerance` relative."
-    for a, b in zip(fast[0], plain[0], strict=True):
-        assert a.shape == b.shape and (a - b).norm() <= tolerance * b.norm() + 1e-300
+    "Every output, state and gradient within `tolerance` relative; a failure names the tensor, its shape and the error."
+    assert fast[0].keys() == plain[0].keys()
+    for name, b in plain[0].items():
+        a, T = fast[0][name], plain[1].y.shape[1]
+        assert a.shape == b.shape, f"{name} of {T} tokens has the shape {tuple(a.shape)}, not {tuple(b.shape)}"
+        error = ((a - b).norm() / (b.norm() + 1e-300)).item()
+        assert (a - b).norm() <= tolerance * b.norm() + 1e-300, f"{name} {tuple(a.shape)} of {T} tokens differs by {error:.1e} of its norm"
     a, b = fast[1], plain[1]
     assert a.bounds == b.bounds
     assert (a.cache.lengths, a.cache.running, a.cache.about) == (b.cache.lengths, b.cache.running, b.cache.about)

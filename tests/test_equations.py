@@ -8,6 +8,8 @@ from mc.segments.fenwick import powers, visible
 from mc.options import INITS
 from mc.segments.lengths import Segments
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 LINEAR = mc.LinearMemory()
 GATED = ("grm", "soup", "ssc")
 

@@ -10,6 +10,8 @@ from mc.read.pools import POOLS
 from mc.options import INITS, SOFTMAX
 from mc.read.ways import AGGREGATIONS
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 CALLS, BATCHES = 2000, 40
 ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 MODES = (torch.no_grad, torch.enable_grad, torch.inference_mode)
