@@ -8,7 +8,7 @@ from mc.functional import one_pass
 from mc.options import INITS, Rules
 from mc.read.ways import AGGREGATIONS
 
-MEMORIES = ("linear", "swla", "dla", "titans")
+MEMORIES = ("linear", "swla", "dla", "titans", "gated_delta")
 DEEP = ("dla", "titans")
 CUTS = ("constant", "list", "logarithmic", "fenwick")
 CELLS = list(product(MEMORIES, AGGREGATIONS, CUTS, INITS))
@@ -28,7 +28,7 @@ def memory_of(name, w1=None, w2=None):
         if w1 is None:
             w1, w2 = weights()
         return {"dla": mc.DLAMemory, "titans": mc.TitansMemory}[name](w1, w2, normalised_step=True)
-    return {"linear": mc.LinearMemory, "swla": mc.SWLAMemory}[name]()
+    return {"linear": mc.LinearMemory, "swla": mc.SWLAMemory, "gated_delta": mc.GatedDeltaMemory}[name]()
 
 
 def coefficients_of(memory, rates):

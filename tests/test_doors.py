@@ -33,8 +33,9 @@ LAYER, DEEP = mc.MemoryCachingLayer(CONFIG), mc.MemoryCachingLayer(replace(CONFI
 ATTENTION = Attention(mc.AttentionConfig(8, 2))
 MODEL, TOKENS = mc.LanguageModel(mc.LMConfig(11, 2, CONFIG)), torch.arange(6)[None]
 PLAIN = mc.LanguageModel(mc.LMConfig(11, 2, mc.AttentionConfig(8, 2)))
-RATES = {"swla": {"alpha": 0.9, "beta": 0.1, "lam": 1.0}, "dla": {"alpha": 0.9, "eta": 0.1}, "titans": {"alpha": 0.9, "beta": 0.1, "eta": 0.1}}
-MEMORIES = {"swla": mc.SWLAMemory(), "dla": mc.DLAMemory(W1, W2), "titans": mc.TitansMemory(W1, W2)}
+RATES = {"swla": {"alpha": 0.9, "beta": 0.1, "lam": 1.0}, "dla": {"alpha": 0.9, "eta": 0.1}, "titans": {"alpha": 0.9, "beta": 0.1, "eta": 0.1},
+         "gated_delta": {"alpha": 0.9, "eta": 0.1}}
+MEMORIES = {"swla": mc.SWLAMemory(), "dla": mc.DLAMemory(W1, W2), "titans": mc.TitansMemory(W1, W2), "gated_delta": mc.GatedDeltaMemory()}
 with torch.no_grad():
     CACHE = LAYER.forward_with_cache(X)[1]
     CACHES, KEYS, PLAINS = MODEL.forward_with_cache(TOKENS)[1], ATTENTION.forward_with_cache(X)[1], PLAIN.forward_with_cache(TOKENS)[1]
@@ -203,7 +204,7 @@ DOORS = [
     ("layer config", lambda config: mc.MemoryCachingLayer(config), "config", KINDS | {"lm": MODEL.config, "attention": ATTENTION.config}, None),
     ("attention config", lambda config: Attention(config), "config", KINDS | {"mc": CONFIG, "lm": MODEL.config}, None),
     ("model config", lambda config: mc.LanguageModel(config), "config", KINDS | {"mc": CONFIG, "attention": ATTENTION.config}, None),
-    *[(f"{b.__name__} config", lambda config, b=b: b(config), "config", KINDS, None) for b in (mc.LinearMemoryBackend, mc.SWLABackend, mc.DLABackend, mc.TitansBackend)],
+    *[(f"{b.__name__} config", lambda config, b=b: b(config), "config", KINDS, None) for b in (mc.LinearMemoryBackend, mc.SWLABackend, mc.DLABackend, mc.TitansBackend, mc.GatedDeltaBackend)],
     ("layer backend", lambda backend: mc.MemoryCachingLayer(CONFIG, backend), "backend", fewer(KINDS, "none") | {"memory": mc.LinearMemory(), "module": mc.LinearMemoryBackend}, None),
     ("layer backend's", lambda backend: mc.MemoryCachingLayer(CONFIG, backend)(X), "backend", BACKEND, "backend|memory|coefficients"),
     *[(f"{n} x", f, "x", tensors(X), None) for n, f in (("layer", LAYER), ("forward_with_cache", LAYER.forward_with_cache), ("inspect", LAYER.inspect), ("attention", ATTENTION), ("deep", DEEP))],
@@ -349,7 +350,7 @@ def test_an_item_that_is_not_there_ends_a_loop():
 def test_the_nearest_name_is_offered():
     with pytest.raises(ValueError, match="got 'GRM'; did you mean 'grm'?"):
         config(aggregation="GRM")
-    with pytest.raises(ValueError, match="one of 'linear', 'swla', 'dla', 'titans'; got 'Titan'; did you mean 'titans'?"):
+    with pytest.raises(ValueError, match="one of 'linear', 'swla', 'dla', 'titans', 'gated_delta'; got 'Titan'; did you mean 'titans'?"):
         config(backend="Titan")
 
 

@@ -164,7 +164,7 @@ def test_hostile_input_gives_a_page_or_a_sentence(name, tmp_path):
         assert len(data["tokens"]) == torch.as_tensor(given).numel()
 
 
-@pytest.mark.parametrize("options", [{}, {"aggregation": "ssc", "top_k": 2}, {"aggregation": "soup"}, {"init": "checkpoint"}, {"backend": "titans"},
+@pytest.mark.parametrize("options", [{}, {"aggregation": "ssc", "top_k": 2}, {"aggregation": "soup"}, {"init": "checkpoint"}, {"backend": "titans"}, {"backend": "gated_delta"},
                                      {"segmentation": "fenwick"}, {"segmentation": "logarithmic"}, {"segment_size": 300}])
 @pytest.mark.parametrize("until", [203, 340, 400])
 def test_a_window_shows_the_gates_of_the_whole(options, until):
@@ -327,7 +327,7 @@ def test_every_explorer_refuses_by_name(name):
         call()
 
 
-@pytest.mark.parametrize("options", [{}, {"backend": "swla"}, {"backend": "dla"}, {"backend": "titans"}, {"segmentation": "fenwick"}, {"init": "checkpoint"},
+@pytest.mark.parametrize("options", [{}, {"backend": "swla"}, {"backend": "dla"}, {"backend": "titans"}, {"backend": "gated_delta"}, {"segmentation": "fenwick"}, {"init": "checkpoint"},
                                      {"width": 1, "heads": 1}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"segment_size": 1}])
 def test_states_and_time_of_any_model_are_a_page(options, tmp_path):
     one = model(**options).train()

@@ -168,8 +168,8 @@ def test_nbytes_is_the_formula_of_the_book(backend):
     B, N, H, D, F, T = 2, 3, 3, 8, 16, 50
     layer = layer_of(mc.MCConfig(H * D, H, backend=backend, segment_size=16, expansion=2, conv_size=3)).float()
     _, cache = layer.forward_with_cache(torch.randn(B, T, H * D))
-    read = {"linear": D * D, "swla": D * D, "dla": 2 * D * F, "titans": 2 * D * F}[backend]      # a memory's parameters
-    more = {"linear": 0, "swla": 2 * D, "dla": 2 * D * F, "titans": 4 * D * F}[backend]          # what only its writes need
+    read = {"linear": D * D, "swla": D * D, "dla": 2 * D * F, "titans": 2 * D * F, "gated_delta": D * D}[backend]      # a memory's parameters
+    more = {"linear": 0, "swla": 2 * D, "dla": 2 * D * F, "titans": 4 * D * F, "gated_delta": 0}[backend]          # what only its writes need
     assert cache.nbytes == 4 * B * ((N + 1) * H * (read + D) + H * more + (N + 1) * 2 * H * D)
 
 
@@ -246,7 +246,7 @@ def test_caches_of_another_kind_are_refused():
 @pytest.mark.parametrize("change, message", [
     ({"segment_size": 0}, "segment_size must be an integer >= 1; got 0"), ({"segment_size": 2.5}, "segment_size"),
     ({"num_heads": 3}, "multiple of num_heads; got 16 and 3"), ({"aggregation": "mean"}, "aggregation must be one of 'none'"),
-    ({"backend": "titan"}, "backend must be one of 'linear', 'swla', 'dla', 'titans'; got 'titan'"),
+    ({"backend": "titan"}, "backend must be one of 'linear', 'swla', 'dla', 'titans', 'gated_delta'; got 'titan'"),
     ({"top_k": 0}, "top_k must be an integer >= 1; got 0"), ({"chunk_size": 0}, "chunk_size"), ({"expansion": 0}, "expansion"),
     ({"gate": "soft"}, "gate must be one of 'context', 'shared', 'position', 'uniform'"), ({"pool": "max"}, "pool must be one of"),
     ({"segmentation": "log"}, "segmentation must be one of"), ({"softmax": "none"}, "softmax must be one of 'chosen', 'all'"), ({"init": "fresh"}, "init must be one of"),
@@ -267,7 +267,7 @@ BAD_CALLS = {
     "aggregation": (dict(aggregation="mean"), "aggregation must be one of"), "init": (dict(init=""), "init must be one of"),
     "implementation": (dict(implementation="fast"), "implementation must be one of 'parallel', 'sequential'"),
     "scale": (dict(gate_scale=float("inf")), "gate_scale must be a finite number; got inf"),
-    "memory": (dict(memory=None), "NoneType lacks name, params"), "k": (dict(top_k=0), "top_k must be an integer >= 1; got 0"),
+    "memory": (dict(memory=None), "NoneType lacks start, write, read"), "k": (dict(top_k=0), "top_k must be an integer >= 1; got 0"),
     "size": (dict(segments=0), "segments must be an integer >= 1; got 0"), "sum": (dict(segments=[4, 4]), "add up to 8 tokens"),
     "length": (dict(segments=[6, 0]), "integers >= 1"), "none": (dict(segments=None), "segments must be a length or a list"),
     "blocks": (dict(segments=[4, 2], segmentation="fenwick"), "'fenwick' groups blocks of one length"),

@@ -51,7 +51,7 @@ def test_a_sequence_can_be_split_anywhere(cell, T, data):
 
 
 @some
-@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla")), st.integers(1, 24), st.floats(-3, 3))
+@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla", "gated_delta")), st.integers(1, 24), st.floats(-3, 3))
 def test_reading_a_matrix_is_linear_in_the_values(cell, T, factor):
     ((q, k, v, u), rates), (other, _) = drawn(T, 0), drawn(T, 1)
     read = lambda v: run(cell, torch.stack([q, k, v, u]), rates).y
@@ -59,7 +59,7 @@ def test_reading_a_matrix_is_linear_in_the_values(cell, T, factor):
 
 
 @some
-@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla")), st.integers(1, 24))
+@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla", "gated_delta")), st.integers(1, 24))
 def test_batch_and_heads_do_not_mix(cell, T):
     x, rates = drawn(T, 0)
     flipped = run(cell, x.flip(1).flip(3), rates.flip(1).flip(3)).y

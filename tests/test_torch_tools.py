@@ -18,11 +18,11 @@ from mc.read.ways import AGGREGATIONS
 
 pytestmark = pytest.mark.slow
 
-MEMORIES = ("linear", "swla", "dla", "titans")
+MEMORIES = ("linear", "swla", "dla", "titans", "gated_delta")
 CELLS = [(m, way, SEGMENTATIONS[(i + j) % 3], INITS[(i + j) % 2])
          for (i, m), (j, way) in product(enumerate(MEMORIES), enumerate(AGGREGATIONS))]
 FEW = [("linear", "ssc", "fenwick", "independent"), ("swla", "grm", "constant", "checkpoint"), ("dla", "none", "constant", "independent"),
-       ("dla", "residual", "logarithmic", "checkpoint"), ("titans", "soup", "constant", "independent")]
+       ("dla", "residual", "logarithmic", "checkpoint"), ("titans", "soup", "constant", "independent"), ("gated_delta", "grm", "fenwick", "independent")]
 T = 7
 every, few = (pytest.mark.parametrize("cell", cells, ids="-".join) for cells in (CELLS, FEW))
 
