@@ -20,7 +20,7 @@ from .cache_files import read_cache, write_cache
 from .memory.linear import State
 from .torch_tools import stored
 
-# %% ../nbs/workshop/cache.ipynb #d00a752e
+# %% ../nbs/workshop/cache.ipynb #c71d487a
 def map_state(state: State, change: Callable[[Tensor], Tensor]) -> State:
     "Apply `change` to every tensor of a state."
     return {name: change(leaf) for name, leaf in state.items()}
@@ -60,7 +60,7 @@ class SegmentCache:
         check_state(memory, online, k.shape[:2])
         few = lambda leaf: leaf.new_zeros(leaf.shape[0], 0, *leaf.shape[1:])
         none, pools = map_state(online, few), few(k)
-        states = {name: none[name] for name in memory.params}
+        states = {name: none[name] for name in memory.params or none}
         return cls(states, pools, (), online, torch.zeros_like(k), 0, none, about)
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMPLEMENTATIONS', 'plan', 'one_pass', 'guarded', 'about_of', 'memory_caching', 'parts_of', 'rewind']
 
-# %% ../nbs/workshop/function.ipynb #533665c7
+# %% ../nbs/workshop/function.ipynb #be0afd0b
 from dataclasses import replace
 from functools import partial
 
@@ -31,6 +31,7 @@ from mc.checks.values import (
     check_size,
     refusal,
 )
+from .memory.protocol import slow
 from .segments.packing import check_cut, check_going_on, packing
 from .forms.parallel import parallel
 from .options import Rules, check_rules, known_options, with_options
@@ -81,7 +82,7 @@ def plan(
         )
     return cut, [True] * len(cut)
 
-# %% ../nbs/workshop/function.ipynb #31a5f3be
+# %% ../nbs/workshop/function.ipynb #bfd07159
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -106,7 +107,7 @@ def one_pass(
     """
     check_kind("rules", rules, Rules)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    check_memory(memory)
+    memory = check_memory(memory)
     segments = check_lengths(segments)
     work = torch.promote_types(q.dtype, torch.float32)
     q, k, v, u = (a.to(work) for a in (q, k, v, u))
@@ -125,6 +126,8 @@ def one_pass(
         cut, closes = plan(segments, int(q.shape[1]), rules, cache)
         alone = q.shape[1] == 1 and implementation == "parallel"
         form = step if alone else IMPLEMENTATIONS[implementation]
+        if form is not sequential and slow(memory, rules.aggregation, int(q.shape[1])):
+            form = sequential
         ours = type(memory).__module__.startswith("mc.")
         form = form if ours else partial(guarded, form)
         out = form(tokens, memory, rules, cut, closes, cache)
@@ -150,7 +153,7 @@ def about_of(memory, rules: Rules) -> dict:
     "What a cache remembers of those who wrote it."
     return {"memory": memory.name, **getattr(memory, "options", {}), **vars(rules)}
 
-# %% ../nbs/workshop/function.ipynb #a594690a
+# %% ../nbs/workshop/function.ipynb #45b38b59
 @with_options
 def memory_caching(
     q: Tensor,
@@ -173,12 +176,13 @@ def memory_caching(
 
     q, k, u: queries, keys, connectors (B, T, H, D_k); v: values (B, T, H, D_v).
     memory: what is written and read: `mc.LinearMemory()`, `mc.SWLAMemory()`,
-        `mc.DLAMemory(w1, w2)` or `mc.TitansMemory(w1, w2)`.
+        `mc.GatedDeltaMemory()`, `mc.DLAMemory(w1, w2)`, `mc.TitansMemory(w1, w2)` or one of
+        your own (`mc.Memory`); one without `scan` takes the sequential form and says so.
     segments: the length of all segments, or a list of lengths that adds up to T; a list's
         segments are all finished, with a length the last one goes on in the next call. One
         token per segment is attention (Eq. 18-20), from checkpoints a hybrid's (Eq. 21-24).
-    coefficients: of a write, numbers or (B, T, H). SWLA: alpha, beta, lam; DLA: alpha (1 if
-        left out), eta; Titans: alpha, beta, eta; linear: none.
+    coefficients: of a write, numbers or (B, T, H). SWLA: alpha, beta, lam; DLA and gated
+        delta: alpha (1 if left out), eta; Titans: alpha, beta, eta; linear: none.
     implementation: "parallel", or "sequential", the token-by-token definition.
     attention_mask: (B, T), 1 for a token, 0 for padding, anywhere; padding writes nothing,
         counts for nothing and reads zero. cu_seqlens: bounds of sequences packed in one
@@ -197,7 +201,7 @@ def memory_caching(
     known_options("memory_caching", options)
     rules = Rules(**check_rules(options))
     return_cache = check_flag("return_cache", return_cache)
-    check_memory(memory)
+    memory = check_memory(memory)
     check_tokens(q, k, v, u, looked_at=attention_mask is None)
     rows = packing(attention_mask, cu_seqlens, q)
     if rows:
@@ -223,7 +227,7 @@ def parts_of(memory, k: Tensor, v: Tensor, cache: SegmentCache | None) -> dict:
         return parts
     return parts | {f"cache.{n}": a for n, a in cache._tensors().items()}
 
-# %% ../nbs/workshop/function.ipynb #889b3995
+# %% ../nbs/workshop/function.ipynb #45b65a7f
 def rewind(cache: SegmentCache, segments: int, memory) -> SegmentCache:
     """The cache as it was when its first `segments` segments were finished, to go on from
     there. `memory` is what wrote it.
@@ -233,7 +237,7 @@ def rewind(cache: SegmentCache, segments: int, memory) -> SegmentCache:
     than what the cache keeps for reads (SWLA's last token, Titans' momentum).
     """
     check_counts(check_kind("cache", cache, SegmentCache))
-    check_memory(memory)
+    memory = check_memory(memory)
     segments = check_size("segments", segments, 0)
     if cache.about.get("memory") != memory.name:
         wrote = f"the {cache.about.get('memory')} memory that wrote the cache"

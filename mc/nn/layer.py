@@ -33,7 +33,7 @@ from ..options import OPTIONS, Options, Rules, check_rules, with_options
 from ..forms.sequential import Pass
 from ..trace import Trace
 
-# %% ../../nbs/workshop/layer.ipynb #4723765b
+# %% ../../nbs/workshop/layer.ipynb #4b6c00ef
 GATES = ("context", "shared", "position", "uniform")
 
 
@@ -65,7 +65,8 @@ class MCConfig(Options, Heads):
     """A Memory Caching layer.
 
     `d_model` is the width of its input, shared by `num_heads` heads; `backend` names the
-    memory: "linear", "swla", "dla" or "titans"; `segment_size`: the `segments` of
+    memory: "linear", "swla", "dla", "titans" or "gated_delta"; `segment_size`: the
+    `segments` of
     `mc.memory_caching`.
 
     `gate`: what scores a memory: "context" (Eq. 10, u = x W_u), "shared" (u = q),
