@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks.values import check_kind, check_number, dense, refusal
 
-# %% ../nbs/workshop/figures.ipynb #7c4f9215
+# %% ../nbs/workshop/figures.ipynb #bc45b89c
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
@@ -23,6 +23,7 @@ COLOURS = {
     "checkpoint": "#66C2A5",
     "soup": "#999933",
     "ssc": "#56B4E9",
+    "log_linear": "#8F6BC1",
 }
 DASHES = {
     "attention": "dot",
@@ -33,6 +34,7 @@ DASHES = {
     "checkpoint": "longdashdot",
     "soup": "8px,3px,2px,3px",
     "ssc": "3px,2px",
+    "log_linear": "12px,3px,3px,3px",
 }
 NAMES = {
     "attention": "softmax attention",
@@ -43,6 +45,7 @@ NAMES = {
     "checkpoint": "GRM, checkpoint",
     "soup": "Soup, independent",
     "ssc": "SSC, independent",
+    "log_linear": "Log-Linear++",
 }
 for memory, label in (("dla", "DLA"), ("titans", "Titans")):
     for mixer in ("none", "grm", "soup", "ssc"):
