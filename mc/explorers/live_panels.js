@@ -34,8 +34,7 @@ function rulesPanel(entries, set) {
   const model = menu("model", (name) => set.model(name)), way = menu("read by", (aggregation) => set({ aggregation }));
   const gate = menu("connector", (value) => set({ gate: value })), back = h("button", { type: "button" }, "as trained");
   const k = ladder("k", range(16, (i) => i + 1), "memories", (top_k) => set({ top_k })), size = ladder("segments", SIZES, "tokens", (value) => set({ size: value }));
-  model.fill(Object.fromEntries(["mqar", "needles"].map((task) => [task === "mqar" ? "MQAR" : "needles",
-    Object.fromEntries(entries.filter((entry) => entry.task === task).map(({ name, label }) => [name, label]))])));
+  model.fill({ "": Object.fromEntries(["mqar", "needles"].flatMap((task) => entries.filter((entry) => entry.task === task).map(({ name, label }) => [name, label]))) });
   way.fill({ "": READINGS });
   gate.fill({ "": CONNECTORS });
   back.addEventListener("click", () => set.model(model.el.querySelector("select").value));
@@ -62,7 +61,7 @@ function tokensPanel(set) {
   const draw = (s, entry, held) => {
     const half = entry.vocab_size >> 1, here = s.tokens[held], sources = sourcesOf(s.tokens, entry.vocab_size);
     const shown = [...new Set(sources.flatMap((from) => (from === null ? [] : [s.tokens[from - 1]])))], all = range(entry.vocab_size, (i) => i);
-    const named = (numbers) => Object.fromEntries(numbers.map((i) => [` ${i}`.trim(), `${i}`]));
+    const named = (numbers) => Object.fromEntries(numbers.map((i) => [`${i}`, `${i}`]));
     change.fill({ "keys of a pair": named(shown), values: named(all.slice(half)), "other keys, fillers": named(all.slice(0, half).filter((i) => !shown.includes(i))) });
     change.draw(`${here}`);
     label.textContent = `token ${held + 1}: change ${here} to`;

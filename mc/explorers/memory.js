@@ -89,18 +89,27 @@ function onlineState({ states, k, v, D, H, size }, rules, head, t) {
 function attend({ q, k, v, T, width, scale }, rules) {
   const H = rules.num_heads, D = width / H, size = rules.segment_size, N = Math.ceil(T / size) - 1;
   const gates = new Float64Array(T * H * (N + 1)), y = new Float64Array(T * width), weights = new Float64Array(T);
-  for (let head = 0; head < H; head++) for (let t = 0; t < T; t++) {
-    const at = t * width + head * D, sharp = Math.exp(scale.data[head]), row = (t * H + head) * (N + 1), running = Math.floor(t / size);
-    for (let s = 0; s <= t; s++) {
-      let score = 0;
-      for (let i = 0; i < D; i++) score += q[at + i] * k[s * width + head * D + i];
-      weights[s] = sharp * score;
-    }
-    softmax(weights, t + 1);
-    for (let s = 0; s <= t; s++) {
-      const segment = Math.floor(s / size);
-      gates[row + (segment === running ? N : segment)] += weights[s];
-      for (let i = 0; i < D; i++) y[at + i] += weights[s] * v[s * width + head * D + i];
+  const rows = (x, head) => { const own = new Float64Array(T * D); for (let t = 0; t < T; t++) own.set(x.subarray(t * width + head * D, t * width + head * D + D), t * D); return own; };
+  for (let head = 0; head < H; head++) {
+    const [Q, K, V] = [q, k, v].map((x) => rows(x, head)), sharp = Math.exp(scale.data[head]);
+    for (let t = 0; t < T; t++) {
+      const at = t * width + head * D, row = (t * H + head) * (N + 1), running = Math.floor(t / size);
+      for (let s = 0; s <= t; s++) {
+        let a = 0, b = 0;
+        for (let i = 0; i < D; i += 2) { a += Q[t * D + i] * K[s * D + i]; if (i + 1 < D) b += Q[t * D + i + 1] * K[s * D + i + 1]; }
+        weights[s] = sharp * (a + b);
+      }
+      softmax(weights, t + 1);
+      for (let segment = 0, s = 0; segment <= running; segment++) {
+        let sum = 0;
+        for (const end = Math.min((segment + 1) * size, t + 1); s < end; s++) sum += weights[s];
+        gates[row + (segment === running ? N : segment)] = sum;
+      }
+      for (let i = 0; i < D; i++) {
+        let sum = 0;
+        for (let s = 0; s <= t; s++) sum += weights[s] * V[s * D + i];
+        y[at + i] = sum;
+      }
     }
   }
   return { y, gates, states: [], N, H, D, size };

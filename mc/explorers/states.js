@@ -100,7 +100,7 @@ function memoryCell(v, variant, i) {
 
 function scaleBar(v, variant) {
   const ends = variant.parts.map(() => [h("span"), h("span")]);
-  const el = h("span", { class: "scale" }, ...variant.parts.flatMap((part, p) => [h("span", {}, `${part.name}: `, ends[p][0], " ", h("i", { class: "ramp" }), " ", ends[p][1])]));
+  const el = h("span", { class: "scale" }, ...variant.parts.flatMap((part, p) => [h("span", {}, `${part.name}: `, ends[p][0], " ", h("i", { class: "values" }), " ", ends[p][1])]));
   const draw = (now) => variant.parts.forEach((part, p) => {
     const scale = figure(scaleOf(v, part, now));
     setText(ends[p][0], `≤ −${scale}`);

@@ -39,7 +39,7 @@ function online(v) {
   const memory = matrix(v.width, v.width, named(""));
   const cell = (name, part) => h("div", { class: name }, part.el);
   const box = h("div", { class: "board" }, h("span", { class: "corner" }, "writes v kᵀ"), cell("k", key), cell("v", value), cell("M", memory));
-  const el = h("div", { class: "online" }, h("p", { class: "what" }, h("b", {}, "online memory")), box, norms, h("p", { class: "soft", "aria-hidden": true }, low, h("span", { class: "ramp" }), high));
+  const el = h("div", { class: "online" }, h("p", { class: "what" }, h("b", {}, "online memory")), box, norms, h("p", { class: "soft", "aria-hidden": true }, low, " ", h("span", { class: "values" }), " ", high));
   const draw = (t) => {
     const s = v.segmentOf[t], M = v.online(t), gate = v.gates(t)[s];
     key.draw(v.keys[t], 1);
