@@ -61,7 +61,8 @@ function live(model, root) {
   };
   const failed = (error) => {
     alert.hidden = false;
-    alert.textContent = `${error.message[0].toUpperCase()}${error.message.slice(1)}${run ? " Below is still the last run." : ""}`;
+    const { message } = error, full = /[.?]$/.test(message) ? "" : ".";
+    alert.textContent = `${message[0].toUpperCase()}${message.slice(1)}${full}${run ? " Below is still the last run." : ""}`;
     root.dataset.state = "failed";
   };
   const rulesOf = (net) => {
