@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-# %% ../../nbs/workshop/tables.ipynb #b19407c3
+# %% ../../nbs/workshop/tables.ipynb #b1b73702
 @dataclass(frozen=True)
 class Cell:
     "What stands in one cell, and the number it is sorted by, its link and its CSS class."
@@ -34,7 +34,7 @@ class Table:
     """Rows of `Cell` or text under `columns`.
 
     `filters`: columns that get a menu of their values. `chosen`: {column: value} that the
-    menus begin with. `page`: rows shown at a time. `plot`: what the book draws of the rows that are shown,
+    menus begin with. `page`: rows shown at a time. `stack`: on a phone each row is a card. `plot`: what the book draws of the rows that are shown,
     {"x": columns, "y": columns, "colour": column, "colours": {value: colour}}.
     """
 
@@ -45,6 +45,7 @@ class Table:
     chosen: dict = field(default_factory=dict)
     page: int = 25
     plot: dict | None = None
+    stack: bool = False
 
     def __post_init__(self):
         "Every row is as wide as the head, and every name is a column's."
@@ -60,6 +61,7 @@ class Table:
         place = list(self.columns).index
         options = {
             "page": self.page,
+            "stack": self.stack,
             "filters": [place(name) for name in self.filters],
             "chosen": {place(name): value for name, value in self.chosen.items()},
         }
@@ -69,7 +71,7 @@ class Table:
             options["plot"] = self.plot | {"x": x, "y": y, "colour": colour}
         head = "".join(f"<th>{escape(name)}" for name in self.columns)
         cells = ((c if isinstance(c, Cell) else Cell(c) for c in row) for row in self.rows)
-        body = "".join("<tr>" + "".join(c.html() for c in row) + "\n" for row in cells)
+        body = "".join("\n<tr>" + "".join(c.html() for c in row) for row in cells)
         return (
             f'<div class="mc-table" data-options="{escape(json.dumps(options))}">'
             f"<table><caption>{escape(self.caption)}</caption>\n"
