@@ -83,6 +83,12 @@ def test_drawings_have_words_and_take_their_colours_from_the_page(path):
     assert used
 
 
+def test_the_picture_of_the_readme_is_the_drawing_of_the_landing_page():
+    picture, = re.findall(r"!\[.{100,}\]\((\S+\.svg)\)", README)
+    drawn = lambda text: re.search(r"<defs>.*?</svg>", text, re.S)[0]
+    assert drawn((ROOT / picture).read_text()) == drawn((ROOT / picture).with_suffix(".html").read_text())
+
+
 def test_the_landing_page_opens_on_a_question_that_gates_answer_and_others_do_not(page, site):
     page.goto(f"{site}nbs/start/landing.html")
     root = page.locator(".mc-routing").first
