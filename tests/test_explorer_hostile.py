@@ -164,7 +164,7 @@ def test_hostile_input_gives_a_page_or_a_sentence(name, tmp_path):
         assert len(data["tokens"]) == torch.as_tensor(given).numel()
 
 
-@pytest.mark.parametrize("options", [{}, {"aggregation": "ssc", "top_k": 2}, {"aggregation": "soup"}, {"init": "checkpoint"}, {"backend": "titans"},
+@pytest.mark.parametrize("options", [{}, {"aggregation": "ssc", "top_k": 2}, {"aggregation": "soup"}, {"init": "checkpoint"}, {"backend": "titans"}, {"backend": "gated_delta"},
                                      {"segmentation": "fenwick"}, {"segmentation": "logarithmic"}, {"segment_size": 300}])
 @pytest.mark.parametrize("until", [203, 340, 400])
 def test_a_window_shows_the_gates_of_the_whole(options, until):
@@ -183,7 +183,7 @@ def test_a_window_shows_the_gates_of_the_whole(options, until):
     memories = data["variants"][0]["memories"]
     for i, memory in enumerate(memories):
         first, end = memory[0] + start, memory[1] + start
-        columns = [j for j, (a, b) in enumerate(traces[0].spans) if (b <= start if end <= start else (a, b) == (first, end))]
+        columns = [j for j, (a, b) in enumerate(traces[0].bounds) if (b <= start if end <= start else (a, b) == (first, end))]
         assert len(columns) >= 1 and torch.allclose(got[..., i], full[..., columns].sum(-1), atol=2e-4)
         assert (memory[0] < 0) == (len(memory) == 5)
     assert torch.allclose(got[..., -1], full[..., -1], atol=2e-4)
@@ -327,7 +327,7 @@ def test_every_explorer_refuses_by_name(name):
         call()
 
 
-@pytest.mark.parametrize("options", [{}, {"backend": "swla"}, {"backend": "dla"}, {"backend": "titans"}, {"segmentation": "fenwick"}, {"init": "checkpoint"},
+@pytest.mark.parametrize("options", [{}, {"backend": "swla"}, {"backend": "dla"}, {"backend": "titans"}, {"backend": "gated_delta"}, {"segmentation": "fenwick"}, {"init": "checkpoint"},
                                      {"width": 1, "heads": 1}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"segment_size": 1}])
 def test_states_and_time_of_any_model_are_a_page(options, tmp_path):
     one = model(**options).train()

@@ -22,7 +22,7 @@ function costs(way, s, T = s.tokens) {
   };
 }
 
-const WAYS = { residual: "residual", grm: "GRM", soup: "Soup", ssc: "SSC" };
+const WAYS = { residual: "residual", grm: "GRM", soup: "Soup", ssc: "SSC", top_p: "top-p" };
 const MEMORIES = { linear: "linear, D × D", deep: "deep, two layers" };
 const BYTES = 4; // float32
 const SLIDERS = { // [name, symbol, smallest and largest power of two]

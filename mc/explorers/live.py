@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST', 'parse', 'questions', 'rewired', 'shipped', 'Live', 'live']
 
-# %% ../../nbs/workshop/explorer_live.ipynb #2c33cd66
+# %% ../../nbs/workshop/explorer_live.ipynb #374a707c
 import html
 import re
 from dataclasses import fields, replace
@@ -20,7 +20,7 @@ from .base import read_ids
 from .routing import explore
 from ..nn.layer import GATES, MCConfig
 from ..nn.model import LanguageModel
-from ..read.router import AGGREGATIONS, GATED
+from ..read.ways import AGGREGATIONS, WAYS
 from ..tasks.mqar import IGNORE, MQAR, Batch
 from ..tasks.needles import Needles
 
@@ -94,7 +94,7 @@ def rewired(model: LanguageModel, **changes) -> LanguageModel:
         raise ValueError(f"changes need other weights than the model has: {changes}") from None
     return other.eval()
 
-# %% ../../nbs/workshop/explorer_live.ipynb #dfe0fcd9
+# %% ../../nbs/workshop/explorer_live.ipynb #7597febc
 def shipped(folder: str | Path) -> dict[str, Path]:
     "The trained models in `folder`, by benchmark, profile and variant."
     found = sorted(Path(folder).glob("*/*/models/*.safetensors"))
@@ -182,7 +182,7 @@ class Live(ipywidgets.VBox):
 
     def _enable(self) -> None:
         aggregation = self.aggregation.value
-        self.gate.disabled = aggregation not in GATED
+        self.gate.disabled = not WAYS[aggregation].gated
         self.top_k.disabled = aggregation != "ssc"
         self.size.disabled = aggregation == "none"
 
@@ -208,7 +208,7 @@ class Live(ipywidgets.VBox):
         batch = questions(tokens, trained.config.vocab_size)
         mixer = model.config.mixer
         rules = [self.name.value, f"read by {mixer.aggregation}"]
-        rules += [f"gate {mixer.gate}"] if mixer.aggregation in GATED else []
+        rules += [f"gate {mixer.gate}"] if mixer.way.gated else []
         rules += [f"k = {mixer.top_k}"] if mixer.aggregation == "ssc" else []
         rules += [] if mixer.aggregation == "none" else [f"segments of {mixer.segment_size}"]
         before, self.explorer = self.explorer, explore(model, batch, title=", ".join(rules))

@@ -6,7 +6,7 @@
 __all__ = ['answers', 'variant_data', 'gates_of', 'cut', 'roles_in', 'windowed', 'named', 'look', 'routing_data',
            'RoutingExplorer', 'still_of', 'explore']
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #2943dc65
+# %% ../../nbs/workshop/explorer_routing.ipynb #d7fc7d1b
 import base64
 
 import numpy as np
@@ -29,10 +29,10 @@ from mc.explorers.base import (
 )
 from .window import Diverged, Seen, check_models, room, watch, window
 from ..nn.model import LanguageModel
-from ..read.router import GATED
+
 from ..tasks.mqar import IGNORE, Batch
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #bbd39caf
+# %% ../../nbs/workshop/explorer_routing.ipynb #337e5e61
 def answers(seen: Seen, batch: Batch, words: list[str]) -> dict:
     """What a model answers to the tokens (1, W) of `batch`. `answers`: the three best (fewer
     in a smaller vocabulary) and their probabilities, at questions, or everywhere if nothing is
@@ -94,7 +94,7 @@ def variant_data(
         ],
         **answers(seen, batch, words),
     }
-    if mixer.aggregation in GATED:
+    if mixer.way.gated:
         # (layers, W, heads, M+1) to (readings, layers, heads)
         kept = lambda part: part.permute(3, 1, 0, 2)[readers]
         gates = kept(seen.gates)

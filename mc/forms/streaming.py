@@ -5,42 +5,40 @@
 # %% auto #0
 __all__ = ['read_cached', 'step']
 
-# %% ../../nbs/use/streaming.ipynb #952a2ce6
-import torch
+# %% ../../nbs/use/streaming.ipynb #a6027d44
 from torch import Tensor
 
 from ..cache import SegmentCache, map_state
-from ..read.gated import scores
-from ..read.router import GATED, Rules, gate
+from ..options import Rules
+from ..read.router import Route
 from ..read.sparse import sparse
 from ..segments.lengths import Segments
-from .sequential import Run, Tokens, close, own_pool, write
+from .sequential import Pass, Tokens, close, route, write
 
-# %% ../../nbs/use/streaming.ipynb #db9bd46b
+# %% ../../nbs/use/streaming.ipynb #ebfcb202
 def read_cached(
-    memory, cache: SegmentCache, q: Tensor, gates: Tensor, best: Tensor | None, rules: Rules
+    memory, cache: SegmentCache, q: Tensor, route: Route, rules: Rules
 ) -> Tensor:
-    """What one token `q` (B, H, D) reads with `gates` (B, H, N+1): (B, H, D_v).
+    """What one token `q` (B, H, D) reads: (B, H, D_v).
 
-    `best` (B, H, k): the memories that SSC chose, else None. The cached states stay where
-    they are, (B, N, H, ...); a matrix memory's are mixed before they are read, which passes
-    over them once.
-    Cost: N + 1 reads, SSC k + 1.
+    The cached states stay where they are, (B, N, H, ...); a matrix memory's are mixed
+    before they are read, which passes over them once.
+    Cost: N + 1 reads, or those of the memories that were chosen.
     """
-    if best is not None:
-        return sparse(memory, cache.states, cache.online, q, gates, best)
+    if route.best is not None:
+        return sparse(memory, cache.states, cache.online, q, route.gates, route.best)
     states = map_state(cache.states, lambda leaf: leaf.transpose(1, 2))
-    rows, weights = q[:, :, None], gates[:, :, None]
+    rows, weights = q[:, :, None], route.gates[:, :, None]
     online = lambda x, *layer: memory.read_rows(cache.online, x, *layer)
-    pieces = [(0, 1, slice(None))]
-    if rules.aggregation == "soup":
-        return memory.soup(online, states, rows, weights, pieces)[:, :, 0]
+    tiles = [(0, 1, slice(None))]
+    if rules.way.mixes == "parameters":
+        return memory.soup(online, states, rows, weights, tiles)[:, :, 0]
     y = weights[..., -1:] * online(rows)
     if len(cache):
-        y = y + memory.recall(states, rows, weights[..., :-1], pieces)
+        y = y + memory.recall(states, rows, weights[..., :-1], tiles)
     return y[:, :, 0]
 
-# %% ../../nbs/use/streaming.ipynb #fe5ddfff
+# %% ../../nbs/use/streaming.ipynb #a7ca04bd
 def step(
     tokens: Tokens,
     memory,
@@ -48,23 +46,18 @@ def step(
     segments: Segments,
     closes: list[bool],
     cache: SegmentCache,
-) -> Run:
+) -> Pass:
     """`mc.forms.sequential.sequential` for a single token, in few operations.
 
     `tokens` (B, 1, H, ·) follow those that `cache` has seen; `closes[0]` says whether the
-    token ends its segment. Returns the same `Run`.
+    token ends its segment. Returns the same `Pass`.
     Cost: one write, N scores and O(N) reads (SSC: k), as products over all cached memories.
     """
     q, k, v, u, rates = tokens.map(lambda a: a[:, 0])
     cache = write(memory, cache, k, v, map_state(rates, lambda c: c[..., 0]), rules)
-    if rules.aggregation in GATED:
-        parts = cache.pools, own_pool(cache, rules)[:, None]  # to put them together copies
-        r = torch.cat([scores(u, pools, rules.gate_scale) for pools in parts], -1)
-    else:
-        r = q.new_zeros(*q.shape[:2], len(cache) + 1)
-    gates, chosen, best, _ = gate(r, rules)
-    y = read_cached(memory, cache, q, gates, best, rules)
-    spans = cache.spans
+    routed = route(cache, u, rules)
+    y = read_cached(memory, cache, q, routed, rules)
+    bounds = cache.bounds
     if closes[0]:
         cache = close(cache, rules, memory.start(k, v))
-    return Run(y[:, None], cache, r[:, None], gates[:, None], chosen[:, None], spans)
+    return Pass(*(a[:, None] for a in (y, *routed[:3])), cache, bounds)
