@@ -5,30 +5,30 @@
 # %% auto #0
 __all__ = ['Trace']
 
-# %% ../nbs/workshop/trace.ipynb #708e0ba7
+# %% ../nbs/workshop/trace.ipynb #0943543d
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .cache import SegmentCache
 from .checks.values import check_kind, check_size, dense, refusal, settle
-from .forms.sequential import Run
+from .forms.sequential import Pass
 
-# %% ../nbs/workshop/trace.ipynb #96ee7b23
+# %% ../nbs/workshop/trace.ipynb #38161a89
 @dataclass(frozen=True)
 class Trace:
     """What one layer did with T tokens that followed `before` earlier ones.
 
     `scores`, `gates`, `chosen`: (B, T, H, N+1), the N cached memories that some token could
     read, and last the online one; -inf, 0 and False where a token cannot see a memory.
-    `spans`: first token and one past the last of each of the N. `cache`: the cache after the
+    `bounds`: first token and one past the last of each of the N. `cache`: the cache after the
     tokens.
     """
 
     scores: Tensor
     gates: Tensor
     chosen: Tensor
-    spans: tuple[tuple[int, int], ...]
+    bounds: tuple[tuple[int, int], ...]
     cache: SegmentCache
     before: int
 
@@ -41,22 +41,22 @@ class Trace:
         settle(self, before=check_size("before", self.before, 0))
 
     @classmethod
-    def of(cls, run: Run, before: int = 0) -> "Trace":
+    def of(cls, passed: Pass, before: int = 0) -> "Trace":
         "The trace of a pass, cut off from the graph; `ValueError` for what is no pass."
-        check_kind("run", run, Run)
+        check_kind("passed", passed, Pass)
         return cls(
-            run.scores.detach(),
-            run.gates.detach(),
-            run.chosen,
-            run.spans,
-            run.cache.detach(),
+            passed.scores.detach(),
+            passed.gates.detach(),
+            passed.chosen,
+            passed.bounds,
+            passed.cache.detach(),
             before,
         )
 
     @property
     def rows(self) -> list[dict]:
         """One row for every memory a token could read: batch, token, head, memory (its
-        index in `spans` or 'online'), score, gate, and whether it was chosen.
+        index in `bounds` or 'online'), score, gate, and whether it was chosen.
         """
         online = self.gates.shape[-1] - 1
         scores, gates, chosen = (

@@ -4,10 +4,11 @@ from itertools import product
 import torch
 
 import mc
-from mc.functional import run
-from mc.read.router import AGGREGATIONS, INITS, Rules
+from mc.functional import one_pass
+from mc.options import INITS, Rules
+from mc.read.ways import AGGREGATIONS
 
-MEMORIES = ("linear", "swla", "dla", "titans")
+MEMORIES = ("linear", "swla", "dla", "titans", "gated_delta")
 DEEP = ("dla", "titans")
 CUTS = ("constant", "list", "logarithmic", "fenwick")
 CELLS = list(product(MEMORIES, AGGREGATIONS, CUTS, INITS))
@@ -27,7 +28,7 @@ def memory_of(name, w1=None, w2=None):
         if w1 is None:
             w1, w2 = weights()
         return {"dla": mc.DLAMemory, "titans": mc.TitansMemory}[name](w1, w2, normalised_step=True)
-    return {"linear": mc.LinearMemory, "swla": mc.SWLAMemory}[name]()
+    return {"linear": mc.LinearMemory, "swla": mc.SWLAMemory, "gated_delta": mc.GatedDeltaMemory}[name]()
 
 
 def coefficients_of(memory, rates):
@@ -45,7 +46,7 @@ def tokens(T, seed=0):
 
 def rules_of(aggregation, cut, init, **kwargs):
     kwargs = {"top_k": 2, "gate_scale": 1.3, "chunk_size": 4} | kwargs
-    return Rules(aggregation, init, "constant" if cut == "list" else cut, **kwargs)
+    return Rules(aggregation, "constant" if cut == "list" else cut, init, **kwargs)
 
 
 def segments_of(cut, T):
@@ -56,28 +57,34 @@ def segments_of(cut, T):
 
 def call(form, name, rules, segments, x, rates, cache=None, params=(), implementation=None):
     memory = memory_of(name, *params)
-    return run(*x, memory, rules, segments, coefficients_of(memory, rates), implementation or form, cache)
+    return one_pass(*x, memory, rules, segments, coefficients_of(memory, rates), implementation or form, cache)
 
 
 def outcome(form, name, rules, segments, T, before=0):
-    "All that a call gives after `before` tokens, and the gradients of everything that went in."
+    "By name all that a call gives after `before` tokens, and the gradients of everything that went in; and the pass."
     (x, rates), params, cache = tokens(before + T, seed=T), weights(), None
     if before:
         cache = call(form, name, rules, segments, x[:, :, :before], rates[:, :, :before], params=params).cache
     out = call(form, name, rules, segments, x[:, :, before:], rates[:, :, before:], cache, params)
-    state = [*out.cache.states.values(), *out.cache.online.values(), *out.cache.pending.values()]
-    kept = [out.y, out.gates, out.cache.pools, out.cache.key_sum, *state]
-    loss = sum((a * randn(*a.shape, seed=i)).sum() for i, a in enumerate(kept))
-    inputs = [x, rates, *params]
-    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
-    grads = [torch.zeros_like(a) if g is None else g for a, g in zip(inputs, grads)]
-    return [*kept, out.scores.masked_fill(out.scores.isinf(), 0), out.chosen.double(), *grads], out
+    kept = {"y": out.y, "gates": out.gates, "pools": out.cache.pools, "key_sum": out.cache.key_sum}
+    for part in ("states", "online", "pending"):
+        kept |= {f"{part}.{leaf}": a for leaf, a in getattr(out.cache, part).items()}
+    loss = sum((a * randn(*a.shape, seed=i)).sum() for i, a in enumerate(kept.values()))
+    inputs = {"q, k, v, u": x, "coefficients": rates, "w1": params[0], "w2": params[1]}
+    grads = torch.autograd.grad(loss, inputs.values(), allow_unused=True)
+    grads = {f"gradient of {n}": torch.zeros_like(a) if g is None else g for (n, a), g in zip(inputs.items(), grads)}
+    routes = {"scores": out.scores.masked_fill(out.scores.isinf(), 0), "chosen": out.chosen.double()}
+    return kept | routes | grads, out
 
 
 def assert_same(fast, plain, tolerance=1e-9):
-    "Every output, state and gradient within `tolerance` relative."
-    for a, b in zip(fast[0], plain[0], strict=True):
-        assert a.shape == b.shape and (a - b).norm() <= tolerance * b.norm() + 1e-300
+    "Every output, state and gradient within `tolerance` relative; a failure names the tensor, its shape and the error."
+    assert fast[0].keys() == plain[0].keys()
+    for name, b in plain[0].items():
+        a, T = fast[0][name], plain[1].y.shape[1]
+        assert a.shape == b.shape, f"{name} of {T} tokens has the shape {tuple(a.shape)}, not {tuple(b.shape)}"
+        error = ((a - b).norm() / (b.norm() + 1e-300)).item()
+        assert (a - b).norm() <= tolerance * b.norm() + 1e-300, f"{name} {tuple(a.shape)} of {T} tokens differs by {error:.1e} of its norm"
     a, b = fast[1], plain[1]
-    assert a.spans == b.spans
+    assert a.bounds == b.bounds
     assert (a.cache.lengths, a.cache.running, a.cache.about) == (b.cache.lengths, b.cache.running, b.cache.about)

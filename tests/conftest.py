@@ -32,6 +32,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")    # the book in a browser
 
 
+@pytest.fixture
+def poisoned():
+    "New tensors that nobody has written to are NaN, so that an output that was forgotten cannot pass."
+    import torch
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)    # which fills them
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 def chromium():
     "Path of a Chromium; the test is skipped where there is none."
     names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
@@ -57,7 +68,7 @@ def site():
 
 
 @pytest.fixture(scope="module")    # not session: its event loop would be in the way of nbval's kernels in the same worker
-def context(site):
+def context():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)

@@ -6,7 +6,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 import mc
 from cells import MEMORIES, B, C, D, H, coefficients_of, memory_of, randn, tokens, weights
 from mc.nn.model import Attention
-from mc.read.router import INITS
+from mc.options import INITS
 
 T = 15
 

@@ -8,6 +8,8 @@ import torch
 import mc
 from mc.nn.backends import BACKENDS
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 CONFIGS = [mc.MCConfig(16, 2, backend=b, init=i, segmentation=s, segment_size=4, chunk_size=4)
            for b, i, s in product(BACKENDS, ("independent", "checkpoint"), ("constant", "fenwick"))]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.backend}-{c.init}-{c.segmentation}")

@@ -33,8 +33,9 @@ LAYER, DEEP = mc.MemoryCachingLayer(CONFIG), mc.MemoryCachingLayer(replace(CONFI
 ATTENTION = Attention(mc.AttentionConfig(8, 2))
 MODEL, TOKENS = mc.LanguageModel(mc.LMConfig(11, 2, CONFIG)), torch.arange(6)[None]
 PLAIN = mc.LanguageModel(mc.LMConfig(11, 2, mc.AttentionConfig(8, 2)))
-RATES = {"swla": {"alpha": 0.9, "beta": 0.1, "lam": 1.0}, "dla": {"alpha": 0.9, "eta": 0.1}, "titans": {"alpha": 0.9, "beta": 0.1, "eta": 0.1}}
-MEMORIES = {"swla": mc.SWLAMemory(), "dla": mc.DLAMemory(W1, W2), "titans": mc.TitansMemory(W1, W2)}
+RATES = {"swla": {"alpha": 0.9, "beta": 0.1, "lam": 1.0}, "dla": {"alpha": 0.9, "eta": 0.1}, "titans": {"alpha": 0.9, "beta": 0.1, "eta": 0.1},
+         "gated_delta": {"alpha": 0.9, "eta": 0.1}}
+MEMORIES = {"swla": mc.SWLAMemory(), "dla": mc.DLAMemory(W1, W2), "titans": mc.TitansMemory(W1, W2), "gated_delta": mc.GatedDeltaMemory()}
 with torch.no_grad():
     CACHE = LAYER.forward_with_cache(X)[1]
     CACHES, KEYS, PLAINS = MODEL.forward_with_cache(TOKENS)[1], ATTENTION.forward_with_cache(X)[1], PLAIN.forward_with_cache(TOKENS)[1]
@@ -203,7 +204,7 @@ DOORS = [
     ("layer config", lambda config: mc.MemoryCachingLayer(config), "config", KINDS | {"lm": MODEL.config, "attention": ATTENTION.config}, None),
     ("attention config", lambda config: Attention(config), "config", KINDS | {"mc": CONFIG, "lm": MODEL.config}, None),
     ("model config", lambda config: mc.LanguageModel(config), "config", KINDS | {"mc": CONFIG, "attention": ATTENTION.config}, None),
-    *[(f"{b.__name__} config", lambda config, b=b: b(config), "config", KINDS, None) for b in (mc.LinearMemoryBackend, mc.SWLABackend, mc.DLABackend, mc.TitansBackend)],
+    *[(f"{b.__name__} config", lambda config, b=b: b(config), "config", KINDS, None) for b in (mc.LinearMemoryBackend, mc.SWLABackend, mc.DLABackend, mc.TitansBackend, mc.GatedDeltaBackend)],
     ("layer backend", lambda backend: mc.MemoryCachingLayer(CONFIG, backend), "backend", fewer(KINDS, "none") | {"memory": mc.LinearMemory(), "module": mc.LinearMemoryBackend}, None),
     ("layer backend's", lambda backend: mc.MemoryCachingLayer(CONFIG, backend)(X), "backend", BACKEND, "backend|memory|coefficients"),
     *[(f"{n} x", f, "x", tensors(X), None) for n, f in (("layer", LAYER), ("forward_with_cache", LAYER.forward_with_cache), ("inspect", LAYER.inspect), ("attention", ATTENTION), ("deep", DEEP))],
@@ -212,8 +213,8 @@ DOORS = [
     ("layer bounds", lambda cu_seqlens: LAYER(X[:1], cu_seqlens=cu_seqlens), "cu_seqlens", BOUNDS, None),
     ("layer cache", lambda cache: LAYER.forward_with_cache(X, cache), "cache", damaged(CACHE) | {"bare": BARE, "attention": KEYS}, None),
     ("step cache", lambda cache: LAYER.step(X[:, 0], cache), "cache", damaged(CACHE), None), ("inspect cache", lambda cache: LAYER.inspect(X, cache), "cache", damaged(CACHE), None),
-    ("cut cache", lambda cache: LAYER.cut(cache, 0), "cache", fewer(damaged(CACHE), "batch", "three") | {"none": None}, None),
-    ("cut segments", lambda segments: LAYER.cut(CACHE, segments), "segments", fewer(SIZE, "zero") | {"two": 2}, None),
+    ("cut cache", lambda cache: LAYER.rewind(cache, 0), "cache", fewer(damaged(CACHE), "batch", "three") | {"none": None}, None),
+    ("cut segments", lambda segments: LAYER.rewind(CACHE, segments), "segments", fewer(SIZE, "zero") | {"two": 2}, None),
     ("rewind segments", lambda segments: rewind(BARE, segments, mc.LinearMemory()), "segments", fewer(SIZE, "zero") | {"two": 2}, None),
     ("rewind cache", lambda cache: rewind(cache, 0, mc.LinearMemory()), "cache", {"none": None, "dict": {}, "keys": KEYS, "lengths": replace(BARE, lengths=None), "about": replace(BARE, about=None)}, None),
     ("rewind memory", lambda memory: rewind(BARE, 0, memory), "memory", {"none": None, "other": mc.SWLAMemory(), "class": mc.LinearMemory, "text": "linear"}, None),
@@ -329,7 +330,7 @@ GOOD = {
     "values": lambda: call(v=Q[..., :3]), "bounds": lambda: row(cu_seqlens=np.array([0, 1, 6], dtype=np.uint8)), "wider weights": lambda: mc.DLAMemory(W1, W2.double()), "step again": lambda: LAYER.step(X[:, 0], CACHE),
     "other caches": lambda: [LAYER.step(X[:, 0], CACHE.to(kind)) for kind in (torch.float64, torch.float16)], "list cache": lambda: ATTENTION.forward_with_cache(X, list(KEYS)), "tuple of caches": lambda: MODEL.forward_with_cache(TOKENS, tuple(CACHES)), "nones": lambda: MODEL.forward_with_cache(TOKENS, [None, None]),
     "reorder": lambda: [CACHE.reorder(i) for i in ([0, 1, 1], np.array([1]), torch.tensor([0], dtype=torch.int32), (1, 0), range(2))], "to": lambda: [CACHE.to(torch.bfloat16), CACHE.to("cpu", torch.float64), CACHE.to(X), CACHE.to(device="meta")],
-    "items": lambda: [CACHE[0], CACHE[-1], CACHE[np.int64(0)]], "cut": lambda: [LAYER.cut(CACHE, np.int64(1)), LAYER.cut(CACHE, 0)], "none": lambda: call(aggregation="none", segments=[3, 3]), "nan in scores": lambda: figures.heatmap([[NAN, 1]], "a", "b", "c", "d"),
+    "items": lambda: [CACHE[0], CACHE[-1], CACHE[np.int64(0)]], "cut": lambda: [LAYER.rewind(CACHE, np.int64(1)), LAYER.rewind(CACHE, 0)], "none": lambda: call(aggregation="none", segments=[3, 3]), "nan in scores": lambda: figures.heatmap([[NAN, 1]], "a", "b", "c", "d"),
     "array map": lambda: figures.heatmap(np.eye(2), "a", "b", "c", "d", centre=np.float32(0)), "costs": lambda: price(tokens=np.int64(100), segment_size=1000), "blocks": lambda: [fenwick.powers(0), fenwick.reach(0), fenwick.growing(np.int64(5))],
     "one word": lambda: mc.LanguageModel(lm(vocab_size=1))(torch.zeros(1, 3).long()), "checkpoint": lambda: torch.utils.checkpoint.checkpoint(LAYER, X, use_reentrant=False), "inference": lambda: torch.inference_mode()(LAYER)(X),
 }
@@ -349,7 +350,7 @@ def test_an_item_that_is_not_there_ends_a_loop():
 def test_the_nearest_name_is_offered():
     with pytest.raises(ValueError, match="got 'GRM'; did you mean 'grm'?"):
         config(aggregation="GRM")
-    with pytest.raises(ValueError, match="one of 'linear', 'swla', 'dla', 'titans'; got 'Titan'; did you mean 'titans'?"):
+    with pytest.raises(ValueError, match="one of 'linear', 'swla', 'dla', 'titans', 'gated_delta'; got 'Titan'; did you mean 'titans'?"):
         config(backend="Titan")
 
 

@@ -5,8 +5,10 @@ import torch
 import mc
 from cells import CELLS, CUTS, D, DEEP, H, MEMORIES, call, coefficients_of, memory_of, randn, rules_of, segments_of, tokens, weights
 from mc.segments.fenwick import powers, visible
-from mc.read.router import INITS
+from mc.options import INITS
 from mc.segments.lengths import Segments
+
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 LINEAR = mc.LinearMemory()
 GATED = ("grm", "soup", "ssc")
@@ -120,7 +122,7 @@ def test_a_fenwick_group_is_a_fresh_memory_over_its_tokens(name):
     with torch.no_grad():
         whole = call("parallel", name, rules_of("grm", "fenwick", "independent"), 4, x, rates).cache
         assert whole.lengths == (16, 8, 4)
-        for i, (a, b) in enumerate(whole.spans):
+        for i, (a, b) in enumerate(whole.bounds):
             rules = rules_of("grm", "constant", "checkpoint")
             alone = call("parallel", name, rules, 4, x[:, :, a:b], rates[:, :, a:b]).cache
             assert all(close(leaf[:, i], alone.states[n][:, -1]) for n, leaf in whole.states.items())

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mc
-from mc.costs import MEMORIES, WAYS, break_even, costs
+from mc.costs import MEMORIES, MIXERS, break_even, costs
 from mc.explorers.dial import SIZES, Dial, dial_data
 from mc.evidence.speed.variants import Variant, multiply_adds
 
@@ -29,7 +29,7 @@ def dial(page, site):
     return root
 
 
-@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("way", MIXERS[1:])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_carried_is_what_the_cache_holds(memory, way):
     w = torch.ones(3, 8, 32)
@@ -57,7 +57,7 @@ class Reads(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("way", MIXERS[1:])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_fetched_is_what_the_next_token_reads(memory, way):
     T, C, D, k = 41, 4, 8, 2
@@ -111,7 +111,7 @@ def test_the_page_counts_as_mc_does(dial, page):
         turn(page, **sizes)
         for memory in MEMORIES:
             choose(dial, memory)
-            for way in WAYS[2:]:
+            for way in MIXERS[2:]:
                 choose(dial, way)
                 assert_counts(page, way, memory, **(settings[0] | sizes))
 

@@ -164,7 +164,7 @@ def test_hostile_input_gives_a_page_or_a_sentence(name, tmp_path):
         assert len(data["tokens"]) == torch.as_tensor(given).numel()
 
 
-@pytest.mark.parametrize("options", [{}, {"aggregation": "ssc", "top_k": 2}, {"aggregation": "soup"}, {"init": "checkpoint"}, {"backend": "titans"},
+@pytest.mark.parametrize("options", [{}, {"aggregation": "ssc", "top_k": 2}, {"aggregation": "soup"}, {"init": "checkpoint"}, {"backend": "titans"}, {"backend": "gated_delta"},
                                      {"segmentation": "fenwick"}, {"segmentation": "logarithmic"}, {"segment_size": 300}])
 @pytest.mark.parametrize("until", [203, 340, 400])
 def test_a_window_shows_the_gates_of_the_whole(options, until):
@@ -183,7 +183,7 @@ def test_a_window_shows_the_gates_of_the_whole(options, until):
     memories = data["variants"][0]["memories"]
     for i, memory in enumerate(memories):
         first, end = memory[0] + start, memory[1] + start
-        columns = [j for j, (a, b) in enumerate(traces[0].spans) if (b <= start if end <= start else (a, b) == (first, end))]
+        columns = [j for j, (a, b) in enumerate(traces[0].bounds) if (b <= start if end <= start else (a, b) == (first, end))]
         assert len(columns) >= 1 and torch.allclose(got[..., i], full[..., columns].sum(-1), atol=2e-4)
         assert (memory[0] < 0) == (len(memory) == 5)
     assert torch.allclose(got[..., -1], full[..., -1], atol=2e-4)
@@ -327,7 +327,7 @@ def test_every_explorer_refuses_by_name(name):
         call()
 
 
-@pytest.mark.parametrize("options", [{}, {"backend": "swla"}, {"backend": "dla"}, {"backend": "titans"}, {"segmentation": "fenwick"}, {"init": "checkpoint"},
+@pytest.mark.parametrize("options", [{}, {"backend": "swla"}, {"backend": "dla"}, {"backend": "titans"}, {"backend": "gated_delta"}, {"segmentation": "fenwick"}, {"init": "checkpoint"},
                                      {"width": 1, "heads": 1}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"segment_size": 1}])
 def test_states_and_time_of_any_model_are_a_page(options, tmp_path):
     one = model(**options).train()
@@ -374,18 +374,16 @@ def test_a_large_still_is_drawn_from_means(tmp_path):
     assert picture(values[:16, :16], "small.")["alt"] == "small."
 
 
-def test_live_says_that_a_model_has_diverged(tmp_path):
+def test_live_takes_only_what_a_page_can_run(tmp_path):
     folder = tmp_path / "mqar/cpu/models"
     folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    one = mc.LanguageModel(mc.LMConfig(256, 1, mc.MCConfig(16, 2)))
-    one.save(folder / "grm.safetensors")
-    controls = live(tmp_path)
-    one.norm.weight.data[0] = NAN
-    with mock.patch("mc.explorers.live.LanguageModel.load", lambda path: copy.deepcopy(one)):
-        controls.start.click()
-    assert controls.status.value == "model has diverged: 1 of the 16 numbers of norm.weight are NaN or infinite."
-    assert not controls.alert.value and controls.explorer.data["notes"] == [controls.status.value]
+    lm = lambda **options: mc.LanguageModel(mc.LMConfig(256, 1, mc.MCConfig(16, 2, **options)))
+    for name, options in {"dla": {"backend": "dla"}, "fenwick": {"segmentation": "fenwick"}, "sum": {"pool": "sum"}, "position": {"gate": "position"}, "all": {"softmax": "all"}}.items():
+        lm(**options).save(folder / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="folder must hold trained models that a page can run"):
+        live(tmp_path)
+    lm(aggregation="soup").save(folder / "soup.safetensors")
+    assert list(live(tmp_path).models) == ["mqar/cpu/soup"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import torch
 import mc
 from mc.nn.backends import BACKENDS
 from mc.nn.model import Attention
-from mc.read.router import AGGREGATIONS, INITS
+from mc.options import INITS
+from mc.read.ways import AGGREGATIONS
 
 CONFIGS = [mc.MCConfig(16, 2, backend=b, aggregation=a, segmentation=g, init=i, segment_size=4, chunk_size=3, top_k=2, conv_size=w)
            for n, (b, a, g, i) in enumerate(product(BACKENDS, AGGREGATIONS, ("constant", "fenwick"), INITS))
@@ -92,16 +93,16 @@ def test_a_cache_can_go_back_to_a_segment_end(config):
     whole, cache = layer.forward_with_cache(x)
     if config.segmentation == "fenwick" and config.aggregation != "none":
         with pytest.raises(ValueError, match="cannot go back: its groups"):
-            layer.cut(cache, 1)
+            layer.rewind(cache, 1)
     elif config.init == "checkpoint" and config.backend in ("swla", "titans") and config.aggregation != "none":
         with pytest.raises(ValueError, match="cannot go back: it keeps no"):
-            layer.cut(cache, 1)
+            layer.rewind(cache, 1)
     else:
         for segments in range(len(cache) + 1):
-            y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.cut(cache, segments))
+            y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.rewind(cache, segments))
             assert torch.allclose(y, whole[:, 4 * segments :], rtol=1e-9, atol=1e-11)
     with pytest.raises(ValueError, match="segments"):
-        layer.cut(cache, len(cache) + 1)
+        layer.rewind(cache, len(cache) + 1)
 
 
 @pytest.mark.parametrize("first", [3, 8, 9])                           # inside a segment, at its end, one token after it
@@ -110,7 +111,7 @@ def test_a_cache_of_two_calls_can_go_back(first):
     whole = layer(x)
     _, cache = layer.forward_with_cache(x[:, first:], layer.forward_with_cache(x[:, :first])[1])
     for segments in range(5):
-        y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.cut(cache, segments))
+        y, _ = layer.forward_with_cache(x[:, 4 * segments :], layer.rewind(cache, segments))
         assert torch.allclose(y, whole[:, 4 * segments :], rtol=1e-9, atol=1e-11)
 
 
@@ -159,7 +160,7 @@ def test_cache_survives_the_disk(config, tmp_path):
     cache.save(tmp_path / "cache.safetensors")
     again = mc.SegmentCache.load(tmp_path / "cache.safetensors")
     assert torch.equal(layer.forward_with_cache(x[:, 15:], again)[0], layer.forward_with_cache(x[:, 15:], cache)[0])
-    assert again.nbytes == cache.nbytes and len(again) == len(cache) and again.spans == cache.spans
+    assert again.nbytes == cache.nbytes and len(again) == len(cache) and again.bounds == cache.bounds
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -167,8 +168,8 @@ def test_nbytes_is_the_formula_of_the_book(backend):
     B, N, H, D, F, T = 2, 3, 3, 8, 16, 50
     layer = layer_of(mc.MCConfig(H * D, H, backend=backend, segment_size=16, expansion=2, conv_size=3)).float()
     _, cache = layer.forward_with_cache(torch.randn(B, T, H * D))
-    read = {"linear": D * D, "swla": D * D, "dla": 2 * D * F, "titans": 2 * D * F}[backend]      # a memory's parameters
-    more = {"linear": 0, "swla": 2 * D, "dla": 2 * D * F, "titans": 4 * D * F}[backend]          # what only its writes need
+    read = {"linear": D * D, "swla": D * D, "dla": 2 * D * F, "titans": 2 * D * F, "gated_delta": D * D}[backend]      # a memory's parameters
+    more = {"linear": 0, "swla": 2 * D, "dla": 2 * D * F, "titans": 4 * D * F, "gated_delta": 0}[backend]          # what only its writes need
     assert cache.nbytes == 4 * B * ((N + 1) * H * (read + D) + H * more + (N + 1) * 2 * H * D)
 
 
@@ -245,7 +246,7 @@ def test_caches_of_another_kind_are_refused():
 @pytest.mark.parametrize("change, message", [
     ({"segment_size": 0}, "segment_size must be an integer >= 1; got 0"), ({"segment_size": 2.5}, "segment_size"),
     ({"num_heads": 3}, "multiple of num_heads; got 16 and 3"), ({"aggregation": "mean"}, "aggregation must be one of 'none'"),
-    ({"backend": "titan"}, "backend must be one of 'linear', 'swla', 'dla', 'titans'; got 'titan'"),
+    ({"backend": "titan"}, "backend must be one of 'linear', 'swla', 'dla', 'titans', 'gated_delta'; got 'titan'"),
     ({"top_k": 0}, "top_k must be an integer >= 1; got 0"), ({"chunk_size": 0}, "chunk_size"), ({"expansion": 0}, "expansion"),
     ({"gate": "soft"}, "gate must be one of 'context', 'shared', 'position', 'uniform'"), ({"pool": "max"}, "pool must be one of"),
     ({"segmentation": "log"}, "segmentation must be one of"), ({"softmax": "none"}, "softmax must be one of 'chosen', 'all'"), ({"init": "fresh"}, "init must be one of"),
@@ -266,7 +267,7 @@ BAD_CALLS = {
     "aggregation": (dict(aggregation="mean"), "aggregation must be one of"), "init": (dict(init=""), "init must be one of"),
     "implementation": (dict(implementation="fast"), "implementation must be one of 'parallel', 'sequential'"),
     "scale": (dict(gate_scale=float("inf")), "gate_scale must be a finite number; got inf"),
-    "memory": (dict(memory=None), "NoneType lacks name, params"), "k": (dict(top_k=0), "top_k must be an integer >= 1; got 0"),
+    "memory": (dict(memory=None), "NoneType lacks start, write, read"), "k": (dict(top_k=0), "top_k must be an integer >= 1; got 0"),
     "size": (dict(segments=0), "segments must be an integer >= 1; got 0"), "sum": (dict(segments=[4, 4]), "add up to 8 tokens"),
     "length": (dict(segments=[6, 0]), "integers >= 1"), "none": (dict(segments=None), "segments must be a length or a list"),
     "blocks": (dict(segments=[4, 2], segmentation="fenwick"), "'fenwick' groups blocks of one length"),

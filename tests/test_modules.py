@@ -9,7 +9,7 @@ import mc
 
 TOKENS = torch.randint(32, (2, 11), generator=torch.Generator().manual_seed(0))
 MIXERS = [mc.MCConfig(16, 2, backend=b, aggregation=a, segment_size=4, chunk_size=3, top_k=1)
-          for b, a in [("linear", "grm"), ("swla", "residual"), ("dla", "soup"), ("titans", "ssc")]] + [mc.AttentionConfig(16, 2)]
+          for b, a in [("linear", "grm"), ("swla", "residual"), ("dla", "soup"), ("titans", "ssc"), ("gated_delta", "grm")]] + [mc.AttentionConfig(16, 2)]
 each_mixer = pytest.mark.parametrize("mixer", MIXERS, ids=lambda m: getattr(m, "backend", "attention"))
 
 

@@ -10,6 +10,8 @@ from mc.nn.backends import BACKENDS
 from mc.read.pools import code
 from mc.read.sparse import choose
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 T = 4096
 
 

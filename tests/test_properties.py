@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cells import B, H, MEMORIES, call, rules_of, tokens
-from mc.read.router import AGGREGATIONS, INITS
+from mc.options import INITS
+from mc.read.ways import AGGREGATIONS
 
 cells = st.fixed_dictionaries({
     "name": st.sampled_from(MEMORIES), "aggregation": st.sampled_from(AGGREGATIONS), "init": st.sampled_from(INITS),
@@ -50,7 +51,7 @@ def test_a_sequence_can_be_split_anywhere(cell, T, data):
 
 
 @some
-@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla")), st.integers(1, 24), st.floats(-3, 3))
+@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla", "gated_delta")), st.integers(1, 24), st.floats(-3, 3))
 def test_reading_a_matrix_is_linear_in_the_values(cell, T, factor):
     ((q, k, v, u), rates), (other, _) = drawn(T, 0), drawn(T, 1)
     read = lambda v: run(cell, torch.stack([q, k, v, u]), rates).y
@@ -58,7 +59,7 @@ def test_reading_a_matrix_is_linear_in_the_values(cell, T, factor):
 
 
 @some
-@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla")), st.integers(1, 24))
+@given(cells.filter(lambda cell: cell["name"] in ("linear", "swla", "gated_delta")), st.integers(1, 24))
 def test_batch_and_heads_do_not_mix(cell, T):
     x, rates = drawn(T, 0)
     flipped = run(cell, x.flip(1).flip(3), rates.flip(1).flip(3)).y

@@ -7,7 +7,10 @@ import torch
 
 import mc
 from mc.read.pools import POOLS
-from mc.read.router import AGGREGATIONS, INITS, SOFTMAX
+from mc.options import INITS, SOFTMAX
+from mc.read.ways import AGGREGATIONS
+
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 CALLS, BATCHES = 2000, 40
 ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
@@ -31,7 +34,7 @@ class Call:
         randn = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=gen).to(self.dtype)
         self.rng, self.dtype = rng, rng.choice([torch.float64] * 3 + [torch.float32, torch.float32, torch.bfloat16, torch.float16])
         B, T, H, D = rng.randint(1, 3), rng.randint(1, 13), rng.randint(1, 2), rng.randint(1, 4)
-        name, cut = rng.choice(["linear", "swla", "dla", "titans"]), rng.choice(["constant", "constant", "list", "fenwick", "fenwick", "logarithmic"])
+        name, cut = rng.choice(["linear", "swla", "dla", "titans", "gated_delta"]), rng.choice(["constant", "constant", "list", "fenwick", "fenwick", "logarithmic"])
         ways = ["plain"] + ["mask"] * (cut != "logarithmic") + ["packed"] * (cut in ("constant", "fenwick")) + ["pieces", "steps"] * (cut != "logarithmic")
         self.way, width = rng.choice(ways), D if name in ("dla", "titans") else rng.randint(1, 4)
         if self.way == "packed":
@@ -44,7 +47,7 @@ class Call:
         F, step = rng.randint(1, 6), rng.random() < 0.5
         w1, w2 = randn(H, D, F) / 3, randn(H, F, D) / 2
         deep = {"dla": mc.DLAMemory, "titans": mc.TitansMemory}
-        self.make = lambda kind: deep[name](w1.to(kind), w2.to(kind), normalised_step=step) if name in deep else {"linear": mc.LinearMemory, "swla": mc.SWLAMemory}[name]()
+        self.make = lambda kind: deep[name](w1.to(kind), w2.to(kind), normalised_step=step) if name in deep else {"linear": mc.LinearMemory, "swla": mc.SWLAMemory, "gated_delta": mc.GatedDeltaMemory}[name]()
         self.rates = {n: c for n, c in self.rates.items() if n in self.make(self.dtype).coefficients}
         self.size = rng.randint(1, 6)
         self.options = dict(aggregation=rng.choice(AGGREGATIONS), segmentation="constant" if cut == "list" else cut, init=rng.choice(INITS), top_k=rng.choice([1, 2, 3, 99]),

@@ -116,7 +116,7 @@ def test_kept_bytes_of_known_graphs():
         assert kept_bytes(lambda: x @ w) == 0
 
 
-@pytest.mark.parametrize("backend", ["linear", "swla", "dla", "titans"])
+@pytest.mark.parametrize("backend", ["linear", "swla", "dla", "titans", "gated_delta"])
 @pytest.mark.parametrize("tokens, segment", [(256, 16), (256, 64), (1024, 64), (1024, 256), (2048, 16)])
 def test_grm_keeps_no_more_than_its_formula(backend, tokens, segment):
     variant = Variant("layer", tokens, backend=backend, segment_size=segment)

@@ -173,7 +173,7 @@ def test_what_is_loaded_is_not_a_map_of_its_file(tmp_path):
     assert same(cache, caches[0])
 
 
-@pytest.mark.parametrize("backend", ["linear", "swla", "dla", "titans"])
+@pytest.mark.parametrize("backend", ["linear", "swla", "dla", "titans", "gated_delta"])
 @pytest.mark.parametrize("segmentation", ["constant", "logarithmic", "fenwick"])
 @pytest.mark.parametrize("aggregation, tokens", [("none", 7), ("grm", 1), ("ssc", 7), ("grm", 8)])
 def test_every_model_and_cache_comes_back(backend, segmentation, aggregation, tokens, tmp_path):

@@ -13,15 +13,16 @@ from torch.utils._pytree import tree_map
 
 import mc
 from mc.nn.model import AttentionConfig, LanguageModel, LMConfig
-from mc.read.router import AGGREGATIONS, INITS, SEGMENTATIONS
+from mc.options import INITS, SEGMENTATIONS
+from mc.read.ways import AGGREGATIONS
 
 pytestmark = pytest.mark.slow
 
-MEMORIES = ("linear", "swla", "dla", "titans")
+MEMORIES = ("linear", "swla", "dla", "titans", "gated_delta")
 CELLS = [(m, way, SEGMENTATIONS[(i + j) % 3], INITS[(i + j) % 2])
          for (i, m), (j, way) in product(enumerate(MEMORIES), enumerate(AGGREGATIONS))]
 FEW = [("linear", "ssc", "fenwick", "independent"), ("swla", "grm", "constant", "checkpoint"), ("dla", "none", "constant", "independent"),
-       ("dla", "residual", "logarithmic", "checkpoint"), ("titans", "soup", "constant", "independent")]
+       ("dla", "residual", "logarithmic", "checkpoint"), ("titans", "soup", "constant", "independent"), ("gated_delta", "grm", "fenwick", "independent")]
 T = 7
 every, few = (pytest.mark.parametrize("cell", cells, ids="-".join) for cells in (CELLS, FEW))
 

@@ -21,7 +21,7 @@ def map_page(root):
     public = re.findall(r'"(\w+)"', (root / "mc/__init__.py").read_text())
     short = lambda f: f.name if f.name[0].isupper() or f.name in public else f"{f.where.split('.')[-1]}.{f.name}"
     of = lambda places, n: [p for p in places if n in p.equations]
-    lines = ["| Eq. | shown as | chapter | in the package | held by |", "|---|---|---|---|---|"]
+    lines = ["| Eq. | shown as | chapter | in the package | tested by |", "|---|---|---|---|---|"]
     for n in EQUATIONS:
         cells = [[f"{{eq}}`{label}`" for label in shown.get(n, [])],
                  [*(f"[{c.name}](/{c.where})" for c in of(all_chapters, n)), *(f"*[{e.name}](#{e.where})*" for e in of(all_errata, n))],
@@ -82,7 +82,7 @@ def link(text, domain, kind, target):
 
 
 def where(app, doctree):
-    "The last lines of a chapter: its equations, the module it exports, the tests that hold it."
+    "The last lines of a chapter: its equations, the module it exports, the tests of its equations."
     root, docname = Path(app.srcdir), app.env.docname
     for chapter in chapters(root):
         if chapter.where == docname:
@@ -96,7 +96,7 @@ def where(app, doctree):
     if chapter.module:
         parts.append(("Exported to", [link(chapter.module, "py", "mod", chapter.module)]))
     if holding := [t for t in tests(root) if set(t.equations) & set(chapter.equations)]:
-        parts.append(("Held by", [link(t.name, "std", "ref", t.name) for t in holding]))
+        parts.append(("Tested by", [link(t.name, "std", "ref", t.name) for t in holding]))
     lines = nodes.container(classes=["mc-where"])
     for title, links in parts:
         line = nodes.paragraph("", f"{title} ")

@@ -238,7 +238,7 @@ def check_input(x: Tensor, rank: int, width: int, like: Tensor) -> None:
     check_tensor("x", x, **rows, d_model=width)
     check_place("x", x, like)
 
-# %% ../../nbs/workshop/values.ipynb #848f0f11
+# %% ../../nbs/workshop/values.ipynb #bdd94166
 def check_index(name: str, given, count: int) -> Tensor:
     """Integers from 0 to `count` - 1 as a tensor (n,), from a tensor, an array or a list; a
     `ValueError` for anything else.
@@ -263,12 +263,13 @@ def check_state(memory, state, heads: tuple[int, int]) -> None:
     """
     if (
         not isinstance(state, dict)
+        or not state
         or not all(dense(leaf) and leaf.shape[:2] == heads for leaf in state.values())
         or not state.keys() >= set(memory.params)
     ):
         raise ValueError(
             f"memory must start as a dict of tensors (B, H, ...) = {tuple(heads)} with "
-            f"{', '.join(memory.params)}; {type(memory).__name__}.start made {said(state)}"
+            f"{', '.join(memory.params) or 'any names'}; {type(memory).__name__}.start made {said(state)}"
         )
 
 # %% ../../nbs/workshop/values.ipynb #50ee1674

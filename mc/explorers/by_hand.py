@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['STRENGTH', 'MOST', 'START', 'draws', 'check_stories', 'read_settings', 'ask', 'ByHandExplorer', 'by_hand']
 
-# %% ../../nbs/workshop/explorer_by_hand.ipynb #df7e4c63
+# %% ../../nbs/workshop/explorer_by_hand.ipynb #a075463f
 import torch
 import traitlets
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks.calls import CHOICES
 from ..checks.values import check_choice, check_size
 from .base import Explorer, as_text, parts, picture
-from ..functional import run
+from ..functional import one_pass
 from ..memory.linear import LinearMemory
-from ..read.router import Rules
-from ..forms.sequential import Run
+from ..options import INITS, Rules
+from ..forms.sequential import Pass
 
-# %% ../../nbs/workshop/explorer_by_hand.ipynb #e2b394f0
+# %% ../../nbs/workshop/explorer_by_hand.ipynb #4d507a7e
 STRENGTH = 8.0  # length of the connector
 MOST = 100  # stories
 START = {
@@ -75,11 +74,11 @@ def read_settings(given: dict, count: int, tokens: int) -> dict:
     if not number or isinstance(scale, bool) or not 0 <= scale <= 4:
         raise ValueError(f"scale must be a number between 0 and 4; got {scale!r}")
     check_choice("pool", given["pool"], ("mean", "sum"))
-    check_choice("init", given["init"], CHOICES["init"])
+    check_choice("init", given["init"], INITS)
     return given
 
 
-def ask(stories: Tensor, settings: dict) -> tuple[Run, Tensor]:
+def ask(stories: Tensor, settings: dict) -> tuple[Pass, Tensor]:
     """What `mc` computes for `stories` (B, 2, T, D), and their closeness (B,): the cosine
     of the last token's answer and the true value.
 
@@ -97,7 +96,7 @@ def ask(stories: Tensor, settings: dict) -> tuple[Run, Tensor]:
         pool=settings["pool"],
         init=settings["init"],
     )
-    out = run(q, k, v, STRENGTH * q, LinearMemory(), rules, settings["size"])
+    out = one_pass(q, k, v, STRENGTH * q, LinearMemory(), rules, settings["size"])
     return out, F.cosine_similarity(out.y[:, -1, 0], pair[:, 1, 0], dim=-1)
 
 # %% ../../nbs/workshop/explorer_by_hand.ipynb #4878dc13

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINES', 'EXPONENTS', 'SIZES', 'numbered', 'dial_data', 'read', 'still_of', 'Dial']
 
-# %% ../../nbs/workshop/explorer_dial.ipynb #7e7701cb
+# %% ../../nbs/workshop/explorer_dial.ipynb #5e452e70
 import base64
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import traitlets
 
 from ..checks.values import check_size
-from ..costs import MEMORIES, WAYS, costs
+from ..costs import MEMORIES, MIXERS, costs
 from .base import Explorer, as_text, parts
 from ..evidence.records import read_records
 from ..storage import load_json
@@ -66,7 +66,7 @@ def read(folder: Path, mqar: str | Path) -> dict:
         "recall_at": f"{task['pairs']} pairs in {task['length']} tokens, one seed.",
     }
 
-# %% ../../nbs/workshop/explorer_dial.ipynb #9f5e2136
+# %% ../../nbs/workshop/explorer_dial.ipynb #2337a1fa
 LINES = (("attention", "#0072b2", "2 4"), ("grm", "#007a58", "10 4"), ("none", "#b86e00", ""))
 
 
@@ -116,7 +116,7 @@ class Dial(Explorer):
     @traitlets.validate("setting")
     def _known(self, proposal):
         setting = dict(proposal["value"])
-        allowed = {"memory": MEMORIES, "way": WAYS[2:]}
+        allowed = {"memory": MEMORIES, "way": MIXERS[2:]}
         for name, value in setting.items():
             if name in allowed and value not in allowed[name]:
                 raise ValueError(

@@ -6,7 +6,7 @@
 __all__ = ['LONGEST', 'LETTERS_OF_DATA', 'AT_ONCE', 'PIECE', 'memories_seen', 'room', 'window', 'Diverged', 'Seen',
            'check_weights', 'check_numbers', 'fold', 'watch', 'check_models']
 
-# %% ../../nbs/workshop/explorer_window.ipynb #641376bc
+# %% ../../nbs/workshop/explorer_window.ipynb #3b74540d
 import json
 import math
 from typing import NamedTuple
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from .base import as_text
 from ..nn.layer import MCConfig
 from ..nn.model import LanguageModel
-from ..read.router import GATED
 
-# %% ../../nbs/workshop/explorer_window.ipynb #b226c27f
+# %% ../../nbs/workshop/explorer_window.ipynb #45b7aee3
 LONGEST = 2048  # tokens of a page
 LETTERS_OF_DATA = 2_200_000  # a page of 3 MB has its scripts and pictures besides
 AT_ONCE = 1 << 26  # numbers of one layer's scores, or of the logits, in one pass
@@ -47,7 +46,7 @@ def room(models: dict[str, LanguageModel], words: list[str], tokens: int) -> int
             mixer = model.config.mixer
             gates = len(model.blocks) * mixer.num_heads * (memories_seen(mixer, shown) / 2 + 2)
             letters += shown * 3 * (longest + 20)
-            letters += shown * gates * 8 / 3 if mixer.aggregation in GATED else 0
+            letters += shown * gates * 8 / 3 if mixer.way.gated else 0
             scores = mixer.num_heads * memories_seen(mixer, tokens)
             if shown > 1 and shown * max(model.config.vocab_size, scores) > AT_ONCE:
                 return False
@@ -71,7 +70,7 @@ def window(asked: Tensor, room: int, until: int | None, size: int) -> tuple[int,
     whole = -(-start // size) * size
     return whole if whole < until else start, until
 
-# %% ../../nbs/workshop/explorer_window.ipynb #9e0cd6ed
+# %% ../../nbs/workshop/explorer_window.ipynb #961f8e1e
 PIECE = 1024  # tokens of one pass before the window
 
 
@@ -151,7 +150,7 @@ def watch(name: str, model: LanguageModel, tokens: Tensor, start: int, end: int)
                 trace = block.mixer.inspect(normed, caches[i])
                 inside = slice(start - position, end - position)
                 parts = trace.gates, trace.chosen, trace.scores > float("-inf")
-                shown = [fold(a[0, inside].cpu(), trace.spans, start, end) for a in parts]
+                shown = [fold(a[0, inside].cpu(), trace.bounds, start, end) for a in parts]
                 layers.append(shown)
                 check_numbers(name, f"the gates of layer {i + 1}", layers[i][0], start)
             x, caches[i] = block(x, caches[i])
@@ -160,7 +159,7 @@ def watch(name: str, model: LanguageModel, tokens: Tensor, start: int, end: int)
     logits = nn.functional.linear(model.norm(x[0, inside]), model.embedding.weight).cpu()
     check_numbers(name, "the logits", logits, start)
     gates, chosen, seen = zip(*layers)
-    folded = [span for span in trace.spans if span[1] <= start]
+    folded = [span for span in trace.bounds if span[1] <= start]
     if folded and model.config.mixer.segmentation == "fenwick":  # groups of these blocks
         size = model.config.mixer.segment_size
         folded = [(first, first + size) for first in range(0, folded[-1][1], size)]
@@ -169,7 +168,7 @@ def watch(name: str, model: LanguageModel, tokens: Tensor, start: int, end: int)
         torch.stack(gates),
         torch.stack(chosen),
         seen[0][:, 0].T,
-        [span for span in trace.spans if start < span[1] < end],
+        [span for span in trace.bounds if start < span[1] < end],
         folded,
     )
 

@@ -24,7 +24,7 @@ def tile_of(pairs: int, memories: int) -> int:
     least, most = TILES
     return min(max(1 << (pairs // (2 * memories)).bit_length(), least), most)
 
-# %% ../../nbs/workshop/dispatch.ipynb #613accee
+# %% ../../nbs/workshop/dispatch.ipynb #b613ed7c
 def lay_out(
     asked: Tensor, memories: int, rows: int, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +41,7 @@ def lay_out(
     counts = asked.new_zeros(memories + 1).scatter_add(0, asked, torch.ones_like(asked))
     tiles = (counts[:memories] + rows - 1) // rows
     ends = tiles.cumsum(0)
-    total = look(ends[-1], most)
+    total = max(look(ends[-1], most), 1)
     begins = torch.cat([ends - tiles, ends.new_full((1,), total)]) * rows
     asked, order = asked.sort(stable=True)
     places = torch.arange(pairs, device=asked.device)

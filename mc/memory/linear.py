@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['State', 'outer', 'LinearMemory', 'scan', 'anchor', 'read_rows', 'recall', 'soup']
 
-# %% ../../nbs/see/memory.ipynb #0b1955ea
+# %% ../../nbs/see/memory.ipynb #59b875eb
 from typing import Callable
 
 import torch
 from torch import Tensor
 
-from .recall import Piece, recall_matrices
+from .recall import Tile, recall_matrices
 
 # %% ../../nbs/see/memory.ipynb #6c6ebd4d
 State = dict[str, Tensor]
@@ -90,17 +90,17 @@ def read_rows(self: LinearMemory, state: State, q: Tensor) -> Tensor:
 
 LinearMemory.anchor, LinearMemory.read_rows = anchor, read_rows
 
-# %% ../../nbs/see/memory.ipynb #6dceb784
+# %% ../../nbs/see/memory.ipynb #04dcbb41
 def recall(
-    self: LinearMemory, states: State, q: Tensor, weights: Tensor, pieces: list[Piece]
+    self: LinearMemory, states: State, q: Tensor, weights: Tensor, tiles: list[Tile]
 ) -> Tensor:
     """`Σ_i w_ti M_i(q_t)`, the weighted reads of N memories.
 
-    `states` (B, H, N, D_v, D_k), `q` (B, H, T, D_k), `weights` (B, H, T, N); `pieces` says
+    `states` (B, H, N, D_v, D_k), `q` (B, H, T, D_k), `weights` (B, H, T, N); `tiles` says
     which tokens see which memories. Returns (B, H, T, D_v).
     Cost: that of `mc.memory.recall.recall_matrices`.
     """
-    return recall_matrices(states["m"], q, weights, pieces)
+    return recall_matrices(states["m"], q, weights, tiles)
 
 
 def soup(
@@ -109,13 +109,13 @@ def soup(
     states: State,
     q: Tensor,
     gates: Tensor,
-    pieces: list[Piece],
+    tiles: list[Tile],
 ) -> Tensor:
     """Memory Soup (Eq. 15) of `states` and the online memory, whose reads are `online`, with
     `gates` (B, H, T, N+1), the online memory's last: of matrices it is the weighted read.
     The other arguments, the result and the cost are those of `recall`.
     """
-    return gates[..., -1:] * online(q) + self.recall(states, q, gates[..., :-1], pieces)
+    return gates[..., -1:] * online(q) + self.recall(states, q, gates[..., :-1], tiles)
 
 
 LinearMemory.recall, LinearMemory.soup = recall, soup

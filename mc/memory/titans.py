@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['UPDATES', 'TitansMemory']
 
-# %% ../../nbs/memories/titans.ipynb #bd3d77d4
+# %% ../../nbs/memories/titans.ipynb #aef5b191
 from torch import Tensor
 
 from ..checks.values import check_choice
-from .dla import DeepMemory
+from .deep import DeepMemory
 from .linear import State
 
 # %% ../../nbs/memories/titans.ipynb #f2cdca8a

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ETA_MAX', 'BACKENDS', 'check_constants', 'check_config', 'Coefficients', 'LinearMemoryBackend', 'SWLABackend',
-           'DeepBackend', 'DLABackend', 'TitansBackend']
+           'GatedDeltaBackend', 'DeepBackend', 'DLABackend', 'TitansBackend']
 
-# %% ../../nbs/workshop/backends.ipynb #987b7c63
+# %% ../../nbs/workshop/backends.ipynb #0d659a47
 import torch
 from torch import Tensor, nn
 
 from ..checks.values import check_kind, check_number, check_size, check_tensor, refusal
 from ..memory.dla import DeepMemory, DLAMemory
+from ..memory.gated_delta import GatedDeltaMemory
 from ..memory.linear import LinearMemory
 from ..memory.swla import SWLAMemory
 from ..memory.titans import TitansMemory
@@ -83,7 +84,7 @@ class Coefficients(nn.Module):
             zip(self.names, shares.unflatten(-1, (-1, self.num_heads)).unbind(-2))
         )
 
-# %% ../../nbs/workshop/backends.ipynb #f9b1d8de
+# %% ../../nbs/workshop/backends.ipynb #581a83a7
 class LinearMemoryBackend(nn.Module):
     "The linear memory: nothing to learn."
 
@@ -114,6 +115,22 @@ class SWLABackend(nn.Module):
     def forward(self, x: Tensor) -> tuple[SWLAMemory, dict[str, Tensor]]:
         "The memory and the coefficients (B, T, H) for the inputs `x` (B, T, d_model)."
         return SWLAMemory(), self.coefficients(x)
+
+
+class GatedDeltaBackend(nn.Module):
+    "The gated delta rule with learned α (near .998 at first) and η = sigmoid(·)."
+
+    def __init__(self, config):
+        super().__init__()
+        check_config(config)
+        biases, shares = {"alpha": 6.0, "eta": 0.0}, GatedDeltaMemory.shares
+        self.coefficients = Coefficients(
+            config.d_model, config.num_heads, biases, config.constants, shares
+        )
+
+    def forward(self, x: Tensor) -> tuple[GatedDeltaMemory, dict[str, Tensor]]:
+        "The memory and the coefficients (B, T, H) for the inputs `x` (B, T, d_model)."
+        return GatedDeltaMemory(), self.coefficients(x)
 
 # %% ../../nbs/workshop/backends.ipynb #04aac69e
 class DeepBackend(nn.Module):
@@ -150,7 +167,7 @@ class DLABackend(DeepBackend):
             rates["eta"] = ETA_MAX * rates["eta"]
         return DLAMemory(self.w1, self.w2, self.normalised_step), rates
 
-# %% ../../nbs/workshop/backends.ipynb #2f36725a
+# %% ../../nbs/workshop/backends.ipynb #75b2b2df
 class TitansBackend(DeepBackend):
     "Titans with learned α (near .999 at first), β and η = 0.3 (1 - β) sigmoid(·)."
 
@@ -170,4 +187,5 @@ BACKENDS = {
     "swla": SWLABackend,
     "dla": DLABackend,
     "titans": TitansBackend,
+    "gated_delta": GatedDeltaBackend,
 }

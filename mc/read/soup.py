@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/see/soup.ipynb #5873cd04
+# %% ../../nbs/see/soup.ipynb #d8ca22fc
 def mix(states: State, weights: Tensor) -> State:
     """`θ* = Σ_i γ_i θ_i`, for every tensor of a state (Eq. 15).
 
@@ -24,7 +24,9 @@ def mix(states: State, weights: Tensor) -> State:
     }
 
 
-def soup(memory, states: State, online: State, q: Tensor, gates: Tensor) -> Tensor:
+def soup(
+    memory, states: State, online: State, q: Tensor, gates: Tensor, *_
+) -> Tensor:
     """Eq. 15 for one token, already written (Eq. 14): the read of one memory, whose
     parameters are those of all memories, mixed by `gates` (B, H, N+1), the online memory last.
 

@@ -28,12 +28,12 @@ def choose(r: Tensor, k: int) -> Tensor:
         r.scatter_(-1, index, float("-inf"))
     return torch.cat(best, -1) if best else r.new_zeros(*r.shape[:-1], 0, dtype=torch.int64)
 
-# %% ../../nbs/see/sparse.ipynb #34282af4
+# %% ../../nbs/see/sparse.ipynb #a220a2ec
 def sparse(
     memory, states: State, online: State, q: Tensor, gates: Tensor, best: Tensor
 ) -> Tensor:
     """Eq. 17 for one token: the reads of the online memory and of the memories `best`
-    (B, H, k), weighted by their `gates` (B, H, N+1).
+    (B, H, k), -1 for none, weighted by their `gates` (B, H, N+1).
 
     `states`: leaves (B, N, H, ...); `online`: leaves (B, H, ...); `q` (B, H, D_k). Returns
     (B, H, D_v).
@@ -44,5 +44,6 @@ def sparse(
     chosen = {
         name: leaf[batch, best.transpose(1, 2), heads] for name, leaf in states.items()
     }
-    weights = torch.cat([gates.gather(-1, best), gates[..., -1:]], -1)
+    weights = gates.gather(-1, best.clamp(min=0)).masked_fill(best < 0, 0.0)
+    weights = torch.cat([weights, gates[..., -1:]], -1)
     return gated(memory, chosen, online, q, weights)
