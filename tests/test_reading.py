@@ -1,18 +1,21 @@
 """How pages read: what a reader sees first, what is folded and what opens it, terms, formulas on a phone; and in the stored
 figures and the text, one colour for a variant and one sign for a product."""
 import json
+import os
 import re
+import subprocess
 import sys
 
 import pytest
 import yaml
 
-from conftest import BOOK
+from conftest import BOOK, chromium
 from mc import figures
 from test_browser import SETTLED
 
 ROOT = BOOK.parents[1]
-sys.path.append(str(ROOT / "book/_ext"))
+sys.path += [str(ROOT / "book/_ext"), str(ROOT / "book/_tools")]
+import shown  # noqa: E402
 from reading import READERS, first_sentence, says  # noqa: E402
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
@@ -133,6 +136,18 @@ def test_a_cell_says_what_it_defines():
     assert both == "class A(B): ... One.async def g(a): ..."
     assert "TABLE" in says("TABLE = {}") and says("for i in range(3): pass") == says("%time 1") == ""
     assert first_sentence("Of Sec. 3 and Eq. 4, e.g. this one. And on.") == "Of Sec. 3 and Eq. 4, e.g. this one"
+
+
+def test_the_share_of_code_is_measured_and_never_fails(site, tmp_path):
+    one = f"import pathlib, shown; print(*shown.measure(pathlib.Path({str(BOOK)!r}), [{EXAMPLES!r}], {chromium()!r})[{EXAMPLES!r}])"
+    run = subprocess.run([sys.executable, "-c", one], cwd=ROOT / "book/_tools", capture_output=True, text=True)    # its own browser
+    code, whole = map(float, run.stdout.split())
+    assert 0 < code < 0.2 * whole
+    names = shown.pages(ROOT)
+    assert names[0] == TOC["root"] and "book/runs/mqar/smoke" in names and not [n for n in names if "workshop" in n or "nbs/use" in n]
+    for env, folder in ((os.environ, tmp_path), ({**os.environ, "PATH": "", "CHROMIUM": ""}, BOOK)):
+        run = subprocess.run([sys.executable, shown.__file__, folder], env=env, capture_output=True, text=True)
+        assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 # ---- terms
