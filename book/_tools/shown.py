@@ -1,6 +1,6 @@
 """After a build: how much of the height of the pages for readers, from Start to Evidence, is visible code.
 
-    shown.py [_build/html]      one line, or nothing where there is no browser; never an error: it decides nothing
+    shown.py [-v] [_build/html]      one line (-v: and one a page), or nothing where there is no browser; never an error: it decides nothing
 """
 import functools
 import http.server
@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-READ = re.compile(r"nbs/(start|see|memories|inside|evidence)/|book/runs/")
+READ = re.compile(r"nbs/(?!workshop/)|book/runs/")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 SETTLED = """async () => {
     if (window.MathJax) await MathJax.startup.promise;
@@ -33,9 +33,11 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def pages(root):
-    "The pages for readers of these parts, in the order of the table of contents."
+    "The pages for readers up to the part Evidence, in the order of the table of contents."
     toc = yaml.safe_load((root / "_toc.yml").read_text())
-    files = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    files, captions = [toc["root"]], [part["caption"] for part in toc["parts"]]
+    for part in toc["parts"][:captions.index("Evidence") + 1]:
+        files += [chapter["file"] for chapter in part["chapters"]]
     return [f for f in files if READ.match(f)]
 
 
@@ -58,7 +60,7 @@ def measure(html, names, chromium):
 
 
 def main():
-    html = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_build/html")
+    html = Path(next((a for a in sys.argv[1:] if a != "-v"), ROOT / "_build/html"))
     names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
     chromium = next((path for name in names if (path := shutil.which(name))), None)
     if not chromium:
