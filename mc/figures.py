@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'NAMES', 'SEQUENTIAL', 'DIVERGING', 'describe', 'matrix', 'heatmap']
 
-# %% ../nbs/workshop/figures.ipynb #5583eb3f
+# %% ../nbs/workshop/figures.ipynb #9403faec
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 from torch import Tensor
 
 from .checks.values import check_kind, check_number, dense, refusal
+from .read.ways import WAYS
 
-# %% ../nbs/workshop/figures.ipynb #7c4f9215
+# %% ../nbs/workshop/figures.ipynb #55b3832b
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
@@ -23,6 +24,8 @@ COLOURS = {
     "checkpoint": "#66C2A5",
     "soup": "#999933",
     "ssc": "#56B4E9",
+    "top_p": "#A6761D",
+    "log_linear": "#8F6BC1",
 }
 DASHES = {
     "attention": "dot",
@@ -33,6 +36,8 @@ DASHES = {
     "checkpoint": "longdashdot",
     "soup": "8px,3px,2px,3px",
     "ssc": "3px,2px",
+    "top_p": "6px,2px",
+    "log_linear": "12px,3px,3px,3px",
 }
 NAMES = {
     "attention": "softmax attention",
@@ -43,7 +48,11 @@ NAMES = {
     "checkpoint": "GRM, checkpoint",
     "soup": "Soup, independent",
     "ssc": "SSC, independent",
+    "top_p": "top-p, independent",
+    "log_linear": "Log-Linear++",
 }
+for way in WAYS:  # one that was added since
+    COLOURS.setdefault(way, "#7F7F7F"), DASHES.setdefault(way, "solid"), NAMES.setdefault(way, way)
 for memory, label in (("dla", "DLA"), ("titans", "Titans")):
     for mixer in ("none", "grm", "soup", "ssc"):
         COLOURS[f"{memory}-{mixer}"] = COLOURS[mixer]

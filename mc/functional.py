@@ -82,7 +82,7 @@ def plan(
         )
     return cut, [True] * len(cut)
 
-# %% ../nbs/workshop/function.ipynb #bfd07159
+# %% ../nbs/workshop/function.ipynb #4e32cf99
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -126,7 +126,7 @@ def one_pass(
         cut, closes = plan(segments, int(q.shape[1]), rules, cache)
         alone = q.shape[1] == 1 and implementation == "parallel"
         form = step if alone else IMPLEMENTATIONS[implementation]
-        if form is not sequential and slow(memory, rules.aggregation, int(q.shape[1])):
+        if form is not sequential and slow(memory, rules.way.mixes, int(q.shape[1])):
             form = sequential
         ours = type(memory).__module__.startswith("mc.")
         form = form if ours else partial(guarded, form)

@@ -68,7 +68,7 @@ def site():
 
 
 @pytest.fixture(scope="module")    # not session: its event loop would be in the way of nbval's kernels in the same worker
-def context(site):
+def context():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)

@@ -374,18 +374,16 @@ def test_a_large_still_is_drawn_from_means(tmp_path):
     assert picture(values[:16, :16], "small.")["alt"] == "small."
 
 
-def test_live_says_that_a_model_has_diverged(tmp_path):
+def test_live_takes_only_what_a_page_can_run(tmp_path):
     folder = tmp_path / "mqar/cpu/models"
     folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    one = mc.LanguageModel(mc.LMConfig(256, 1, mc.MCConfig(16, 2)))
-    one.save(folder / "grm.safetensors")
-    controls = live(tmp_path)
-    one.norm.weight.data[0] = NAN
-    with mock.patch("mc.explorers.live.LanguageModel.load", lambda path: copy.deepcopy(one)):
-        controls.start.click()
-    assert controls.status.value == "model has diverged: 1 of the 16 numbers of norm.weight are NaN or infinite."
-    assert not controls.alert.value and controls.explorer.data["notes"] == [controls.status.value]
+    lm = lambda **options: mc.LanguageModel(mc.LMConfig(256, 1, mc.MCConfig(16, 2, **options)))
+    for name, options in {"dla": {"backend": "dla"}, "fenwick": {"segmentation": "fenwick"}, "sum": {"pool": "sum"}, "position": {"gate": "position"}, "all": {"softmax": "all"}}.items():
+        lm(**options).save(folder / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="folder must hold trained models that a page can run"):
+        live(tmp_path)
+    lm(aggregation="soup").save(folder / "soup.safetensors")
+    assert list(live(tmp_path).models) == ["mqar/cpu/soup"]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def truth():
     return torch.stack([trace.gates[0] for trace in traces]), logits[0], batch
 
 
-@pytest.fixture(params=["nbs/start/landing", "nbs/workshop/explorer_routing"])
+@pytest.fixture(params=["nbs/start/landing", "nbs/evidence/inside_a_model"])
 def explorer(page, site, request):
     page.goto(f"{site}{request.param}.html")
     root = page.locator(".mc-routing").first
@@ -40,7 +40,7 @@ def explorer(page, site, request):
 @pytest.fixture
 def beside(page, site):
     "The five models side by side."
-    page.goto(f"{site}nbs/workshop/explorer_routing.html")
+    page.goto(f"{site}nbs/evidence/inside_a_model.html")
     root = page.locator(".mc-routing").first
     root.wait_for(timeout=20_000)
     return root

@@ -49,7 +49,8 @@ def test_the_wheel_holds_the_package_and_its_explorers(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
     wheel, = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"mc/__init__.py", "mc/nn/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css"} <= names
+    assert {"mc/__init__.py", "mc/nn/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css",
+            "mc/paper/__init__.py", "mc/paper/tables.csv"} <= names
     assert all(name.startswith(("mc/", "memory_caching_companion-")) for name in names)
 
 

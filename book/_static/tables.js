@@ -74,6 +74,10 @@
     table.caption.remove();
     const bar = make("div", { className: "mc-table-bar" });
     holder.before(make("p", { className: "mc-table-caption" }, caption), bar);
+    if (options.stack) {
+      table.classList.add("mc-stack");
+      for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
+    }
     const paged = total > options.page;
     const dt = new window.mcDataTable(table, {
       order: [], autoWidth: false, pageLength: options.page, paging: paged, info: false, lengthChange: false,

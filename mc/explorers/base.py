@@ -184,7 +184,7 @@ def sequence(batch: Batch, lengths: list[int]) -> dict:
         "target": [None if t == IGNORE else str(t) for t in batch.labels[0].tolist()],
     }
 
-# %% ../../nbs/workshop/explorer_parts.ipynb #4853831e
+# %% ../../nbs/workshop/explorer_parts.ipynb #22b67a29
 SCRIPTS = files("mc.explorers")
 PIXELS = 1 << 16
 
@@ -271,6 +271,10 @@ class Explorer(anywidget.AnyWidget):
             ) from None
         return proposal["value"]
 
+    def kept(self) -> dict:
+        "What a page of its own keeps: the value of every trait that the page sees."
+        return {name: getattr(self, name) for name in self.keys if name[0] != "_"}
+
     def save_html(self, path: str | Path) -> None:
         """Write the explorer as it is now into one file that needs nothing else: the whole
         file, or nothing.
@@ -279,8 +283,7 @@ class Explorer(anywidget.AnyWidget):
             raise ValueError(f"path must be the path of a file; got {path!r:.60}")
         state = {
             "model_name": "AnyModel",
-            "state": {name: getattr(self, name) for name in self.keys if name[0] != "_"}
-            | {"_esm": str(self._esm), "_css": str(self._css)},
+            "state": self.kept() | {"_esm": str(self._esm), "_css": str(self._css)},
         }
         text = json.dumps(
             {"state": {"explorer": state}}, default=lambda _: None, allow_nan=False

@@ -1,7 +1,6 @@
 // The gate by hand: a linear memory of 24 tokens, cached, scored, gated and read in the page itself (Eq. 8-10, 16-17).
 // `work` computes; every panel is { el, draw(s, w) } of the settings s and what was worked out from them, w.
 
-const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 const sum = (rows) => rows.reduce((a, b) => a.map((x, i) => x + b[i]));
 const scaled = (c, a) => a.map((x) => c * x);
 const times = (M, q) => M.map((row) => dot(row, q));
@@ -76,21 +75,14 @@ function slider(name, label, min, max, step, pick) {
   return { el: h("label", {}, h("span", {}, label), value, input), draw };
 }
 
-function choice(name, label, options, pick) {
-  const buttons = options.map((option) => h("button", { type: "button", "data-name": option }, option));
-  buttons.forEach((button, i) => button.addEventListener("click", () => pick(options[i])));
-  const draw = (x) => buttons.forEach((button, i) => button.setAttribute("aria-pressed", options[i] === x));
-  return { el: h("span", { class: "choice", role: "group", "aria-label": label }, label, ...buttons), draw };
-}
-
 function controls(data, set) {
   const T = data.draws[0].keys.length;
   const position = slider("position", "pair ◆", 1, T - 1, 1, (x) => set({ position: x - 1 }));
   const size = slider("size", "segment length C", 1, T, 1, (x) => set({ size: x }));
   const top = slider("top_k", "memories read k", 1, T, 1, (x, most) => set({ top_k: x === most ? null : x }));
   const scale = slider("scale", "gate scale g", 0, 4, 0.1, (x) => set({ scale: x }));
-  const pool = choice("pool", "pool", ["mean", "sum"], (x) => set({ pool: x }));
-  const init = choice("init", "start", ["independent", "checkpoint"], (x) => set({ init: x }));
+  const pool = choice("pool", { mean: "mean", sum: "sum" }, (pool) => set({ pool }));
+  const init = choice("initialisation", { independent: "independent", checkpoint: "checkpoint" }, (init) => set({ init }));
   const noise = h("button", { type: "button" }, "other noise"), again = h("button", { type: "button" }, "start again");
   noise.addEventListener("click", () => set({ draw: (s) => (s.draw + 1) % data.draws.length }));
   again.addEventListener("click", () => set(data.settings));
@@ -140,8 +132,8 @@ function strip(set) {
   return { el, draw };
 }
 
-function story() {
-  const said = h("p", { class: "story" }), bars = h("ol", { class: "bars" }), spoken = announcer();
+function story(spoken) {
+  const said = h("p", { class: "story" }), bars = h("ol", { class: "bars" });
   const bar = (kind, name, x) => h("li", { class: kind, "data-value": x.toFixed(9) }, h("span", {}, name),
     h("span", { class: "track" }, h("span", { class: "length", style: `width:${percent(Math.max(x, 0))}` })), h("b", {}, number(x)));
   const draw = (s, w) => {
@@ -151,7 +143,7 @@ function story() {
     bars.replaceChildren(bar("gates", "through the gates", w.close), bar("plain", "one memory, no cache", w.plain), bar("alone", "the memory of ◆ alone", w.alone));
   };
   const how = h("p", { class: "how" }, "closeness of the answer to the true value (cosine; 1: the same direction)");
-  return { el: h("div", {}, said, how, bars, spoken.el), draw };
+  return { el: h("div", {}, said, how, bars), draw };
 }
 
 function table(pick) {
@@ -182,7 +174,7 @@ function table(pick) {
   return { el, draw };
 }
 
-function matrix(M) {
+function state(M) {
   const cells = M.flat().map((x) => h("span", { class: x < 0 ? "minus" : "plus", style: `--size:${Math.min(Math.abs(x), 1).toFixed(3)}` }));
   return h("span", { class: "matrix", "aria-hidden": true, style: `--columns:${M.length}` }, ...cells);
 }
@@ -196,7 +188,7 @@ function steps(s, w, m) {
   const reads = w.chosen.map((i) => w.memories[i]);
   return [
     ["write", "Eq. 8", [...sup(m, "M"), " = Σ ", ...sub("v", "j"), ...sub("k", "j"), h("sup", {}, "⊤"), `, ${span(m.from, m.end)}`, s.init === "checkpoint" && m.i ? " (it started from the checkpoint before)" : ""],
-      [...entry, " = ", ...products(first(w.v), first(w.k)), ` = ${number(m.M[0][0])}`, matrix(m.M)]],
+      [...entry, " = ", ...products(first(w.v), first(w.k)), ` = ${number(m.M[0][0])}`, state(m.M)]],
     ["pool", ssc ? "before Eq. 16" : "Eq. 10", [`${pooling} = `, ...(s.pool === "mean" ? ["(", ...list, `) / ${keys.length}`] : list)], [row(m.pool, 3)]],
     ["score", ssc ? "Eq. 16" : "Eq. 10", [...sup(m, "r"), ` = g ⟨u, pool⟩, u = ${number(w.strength, 0)} q`], [`${number(s.scale, 1)} × (`, ...products(w.u, m.pool, 3), `) = ${number(m.score)}`]],
     ...(ssc ? [["choose", "Eq. 17", [`the ${s.top_k} highest cached scores, and the online memory`], [`read: ${w.chosen.map((i) => i + 1).join(", ")}`]]] : []),
@@ -212,7 +204,7 @@ function formulas() {
   const title = h("p", { class: "how" }), list = h("ol", { class: "steps" });
   const draw = (s, w, i) => {
     const m = w.memories[i];
-    title.replaceChildren("every step for ", h("b", {}, place(m, w)), " (click another row above, or ↑ ↓), rounded; the page computes with all digits");
+    title.replaceChildren("every step for ", h("b", {}, place(m, w)), " (click another row above", h("span", { class: "keys" }, ", or ↑ ↓"), "), rounded; the page computes with all digits");
     list.replaceChildren(...steps(s, w, m).map(([name, where, formula, filled]) => h("li", { "data-step": name },
       h("span", { class: "title" }, h("b", {}, name), ` ${where}`), h("span", { class: "formula" }, ...formula), h("span", { class: "filled" }, ...filled))));
   };
@@ -238,11 +230,11 @@ function explorer(model, root) {
     model.set("settings", { ...s });
     model.save_changes();
   };
-  const dials = controls(data, set), tokens = strip(set), told = story(), rows = table((i) => { picked = i; draw(); }), filled = formulas();
+  const dials = controls(data, set), tokens = strip(set), spoken = announcer(), told = story(spoken), rows = table((i) => { picked = i; draw(); }), filled = formulas();
   const panels = [dials, tokens, told, rows, filled];
   const how = "One pair ◆ (key, value) among noise; the last token ? asks for its value. Drag ◆, or move any slider: all of it is computed here, in this page.";
   const hint = "Try: longer segments, until the pair drowns in the pool; g = 0, and nobody chooses; k = 1; sums of keys; checkpoints.";
-  root.replaceChildren(heading(data.title, how), dials.el, tokens.el,
+  root.replaceChildren(heading(data.title, how), spoken.el, dials.el, tokens.el,
     h("div", { class: "readout" }, told.el, h("p", { class: "hint" }, hint), rows.el, filled.el));
   draw();
   return { settings: (given) => { if (Object.keys(given).some((name) => given[name] !== s[name])) show(given); } };

@@ -7,9 +7,18 @@ function h(tag, attrs = {}, ...children) {
   return el;
 }
 
+function svg(tag, attrs = {}, ...children) {
+  const el = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attrs)) el.setAttribute(name, value);
+  el.append(...children);
+  return el;
+}
+
 const range = (n, make) => Array.from({ length: n }, (_, i) => make(i));
 const clamp = (i, max) => Math.min(Math.max(i, 0), max);
 const percent = (p) => `${Math.round(100 * p)}%`;
+const whole = (n) => n.toLocaleString("en-US");
+const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const short = (p) => (p >= 0.995 ? "1.0" : p.toFixed(2).slice(1));
 const visible = (s) => (s === "" ? "∅" : s.replace(/\n/g, "↵").replace(/^\s+$/, "␣"));
@@ -40,15 +49,37 @@ function unpack({ base64, low, high }) {
   return Float32Array.from({ length: bytes.length >> 1 }, (_, i) => low + fraction(i) * (high - low));
 }
 
-// `notes` say what the page leaves out.
-function heading(title, how, notes = []) {
-  return h("div", {}, h("p", { class: "heading" }, h("bdi", {}, title ?? "")), ...notes.map((note) => h("p", { class: "leftout" }, note)), h("p", { class: "how" }, how));
+// `keys` is only for those who have some; `notes` say what the page leaves out.
+function heading(title, how, keys = "", notes = []) {
+  return h("div", {}, h("p", { class: "heading" }, h("bdi", {}, title ?? "")), ...notes.map((note) => h("p", { class: "leftout" }, note)),
+    h("p", { class: "how" }, how, h("span", { class: "keys" }, keys && ` ${keys}`)));
 }
 
-// The text that a screen reader is told whenever it changes.
+// Buttons of which one is pressed. `options`: what is picked, and its text.
+function choice(label, options, pick) {
+  const buttons = Object.entries(options).map(([value, text]) => h("button", { type: "button", "data-value": value }, text));
+  for (const button of buttons) button.addEventListener("click", () => pick(button.dataset.value));
+  const draw = (picked) => buttons.forEach((button) => button.setAttribute("aria-pressed", button.dataset.value === `${picked}`));
+  return { el: h("div", { class: "choice", role: "group", "aria-label": label }, h("span", {}, label), ...buttons), draw };
+}
+
+// A matrix of numbers. Colour says the sign and opacity the size, so that zero is the page itself, light or dark.
+const NEGATIVE = [38, 132, 214], POSITIVE = [224, 108, 20]; // also --negative and --positive
+function matrix(rows, columns, attrs = {}) {
+  const el = h("canvas", { width: columns, height: rows, ...attrs });
+  const draw = (numbers, largest) => {
+    const image = new ImageData(columns, rows);
+    numbers.forEach((x, i) => image.data.set([...(x < 0 ? NEGATIVE : POSITIVE), 255 * Math.min(Math.abs(x) / (largest || 1), 1)], 4 * i));
+    el.getContext("2d").putImageData(image, 0, 0);
+  };
+  return { el, draw };
+}
+
+// The text that a screen reader is told whenever it changes; on a phone the read-out that stays in sight.
 function announcer() {
   const el = h("p", { class: "spoken", "aria-live": "polite" });
-  return { el, say: (text) => setText(el, text) };
+  const say = (text, aloud = true) => { el.ariaLive = aloud ? "polite" : "off"; setText(el, text); };
+  return { el, say };
 }
 
 // An explorer: `draw(model, root)` fills root from the model's data and returns { trait: what to do when it is set from outside }.

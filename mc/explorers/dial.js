@@ -36,7 +36,6 @@ const COUNTS = {
 };
 const GRID = range(105, (i) => Math.round(2 ** (5 + i / 8)));
 
-const whole = (n) => n.toLocaleString("en");
 const log10 = Math.log10, log2 = Math.log2;
 const nameOf = (way) => ({ none: "RNN", attention: "attention", ...WAYS }[way]);
 
@@ -46,13 +45,6 @@ function amount(x, unit = "") {
   const prefix = ["", unit ? "k" : "K", "M", "G", "T"][power], scaled = x / 1000 ** power;
   const text = scaled >= 100 || (!power && Number.isInteger(x)) ? scaled.toFixed(0) : scaled.toPrecision(3);
   return `${text}${prefix || unit ? " " : ""}${prefix}${unit}`;
-}
-
-function svg(tag, attrs = {}, ...children) {
-  const el = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attrs)) el.setAttribute(name, value);
-  el.append(...children);
-  return el;
 }
 
 // From which length of text on a curve over GRID stays below another; null where it does not.
@@ -161,7 +153,7 @@ function recallPanel(data, actions) {
       ...(here ? [p.point("at way", p.x(here.segment_size), y(here.accuracy))] : []));
     p.cursor.classList.toggle("none", !here);
     p.place(here ? here.segment_size : sizes[0]);
-    const found = here ? `C = ${s.segment_size}: ${percent(here.accuracy)} right.` : `Not measured at C = ${whole(s.segment_size)}.`;
+    const found = here ? `C = ${s.segment_size}: ${percent(here.accuracy)} right.` : `Not measured at C = ${count(s.segment_size)}.`;
     setText(caption, `${found} RNN ${percent(data.reference.none)}, attention ${percent(data.reference.attention)}. ${data.recall_at}`);
   };
   return { el: h("div", { class: "panel", "data-count": "recall" }, h("p", { class: "title" }, h("b", {}, "recall"), " · MQAR questions answered right, GRM"), p.el, caption), draw };
@@ -180,13 +172,6 @@ function slider(name, actions) {
   };
   const el = h("label", {}, h("span", {}, `${text} `, h("i", {}, symbol)), input, value);
   return { el, draw };
-}
-
-function choice(name, text, options, actions) {
-  const buttons = Object.entries(options).map(([value, label]) => h("button", { type: "button", "data-value": value }, label));
-  for (const button of buttons) button.addEventListener("click", () => actions.set({ [name]: button.dataset.value }));
-  const draw = (s) => buttons.forEach((button) => button.setAttribute("aria-pressed", button.dataset.value === s[name]));
-  return { el: h("div", { class: "choice", role: "group", "aria-label": text }, h("span", {}, text), ...buttons), draw };
 }
 
 function table(data) {
@@ -248,16 +233,19 @@ function explorer(model, root) {
   const preview = (T) => { if (T !== previewed) { previewed = T; draw(); } };
   const actions = { set, preview };
   const sliders = Object.keys(SLIDERS).map((name) => slider(name, actions));
-  const choices = [choice("memory", "memory", MEMORIES, actions), choice("way", "read by", WAYS, actions)];
+  const choices = ["memory", "way"].map((name) => {
+    const one = choice(name === "way" ? "read by" : name, name === "way" ? WAYS : MEMORIES, (value) => set({ [name]: value }));
+    return { el: one.el, draw: (s) => one.draw(s[name]) };
+  });
   const back = h("button", { type: "button", class: "back" }, "measured setting");
   back.addEventListener("click", () => set(first));
   const told = verdict(), numbers = table(data);
   const plots = [...Object.keys(COUNTS).map((count) => countPanel(data, count, actions)), recallPanel(data, actions)];
   const panels = [...sliders, ...choices, told, numbers, ...plots];
   root.replaceChildren(heading(data.title, "Turn the sliders. Point at a plot to look at another length of text, click to keep it."),
-    h("div", { class: "sliders" }, ...sliders.map((one) => one.el), back), h("div", { class: "choices" }, ...choices.map((one) => one.el)),
+    spoken.el, h("div", { class: "sliders" }, ...sliders.map((one) => one.el), back), h("div", { class: "choices" }, ...choices.map((one) => one.el)),
     told.el, numbers.el, h("p", { class: "legend" }, h("span", { class: "entry" }, "◇ from here on attention costs more"), h("span", { class: "entry" }, "● measured"), h("span", { class: "entry" }, "○ the chosen setting")),
-    h("div", { class: "plots" }, ...plots.map((one) => one.el)), spoken.el);
+    h("div", { class: "plots" }, ...plots.map((one) => one.el)));
   draw();
   return { setting: (given) => show({ ...first, ...given }) };
 }

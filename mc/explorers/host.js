@@ -1,6 +1,7 @@
 // Runs the anywidgets whose code and state are saved in the page: no kernel, no require.js, no network.
 (function () {
   "use strict";
+  const HERE = document.currentScript?.src; // none where this text is in the page itself
   const VIEW = "application/vnd.jupyter.widget-view+json", STATE = "application/vnd.jupyter.widget-state+json";
 
   // The part of a Backbone model that anywidget promises to a front end.
@@ -22,6 +23,7 @@
     emit(event, value) { for (const callback of [...(this.callbacks[event] || [])]) callback(this, value); }
     save_changes() {}    // there is no kernel to save to
     send() {}
+    get page() { return { files: HERE ? new URL("../models/", HERE).href : null }; }    // so a widget knows that there is none, and where the book's files are
   }
 
   async function load(saved) {

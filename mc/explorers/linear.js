@@ -1,6 +1,5 @@
 // A linear memory in the page: keys and values of one head are written, and gates computed, for any segment size.
 
-const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 const norm = (a) => Math.sqrt(dot(a, a));
 const mean = (numbers) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
 

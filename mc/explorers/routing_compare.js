@@ -1,7 +1,9 @@
 // Models side by side at one token, and the map of all gates of the one that is looked at.
 
-// Means over heads are small where there are many memories: from here on the colour is the darkest.
-const FULL = 0.5;
+// Where there are many memories all gates are small: the colour says how many times the even share a gate is, and is darkest from here on.
+const FULL = 4;
+const shade = (w, gate, t, slot) => (w.gated ? clamp(gate / w.even(t, slot) / FULL, 1) : 1);
+const timesEven = (w, gate, t, slot) => `${(gate / w.even(t, slot)).toFixed(1)} × even`;
 
 // A choice of layer for what shows means over heads: null is all of them.
 function layerChoice(v, view, look) {
@@ -12,7 +14,7 @@ function layerChoice(v, view, look) {
     return { el, layer };
   });
   const el = h("div", { class: "controls layers", role: "group", "aria-label": "layer" }, h("span", { class: "how" }, "gates, mean over the heads of layer"), ...buttons.map((b) => b.el),
-    h("span", { class: "how" }, "0 ", h("span", { class: "ramp" }), ` ${FULL} or more`));
+    h("span", { class: "how" }, "even share × 0 ", h("span", { class: "ramp" }), ` ${FULL} or more`));
   el.hidden = !v.variants.some((w) => w.gated);
   const draw = () => buttons.forEach((b) => b.el.setAttribute("aria-pressed", b.layer === view.layer));
   return { el, draw };
@@ -53,7 +55,7 @@ function variantRow(v, w, i, view) {
     cells.forEach((cell, slot) => {
       cell.hidden = !w.sees(t, slot);
       const mean = w.mean(layer, t, slot);
-      cell.style.setProperty("--gate", Math.min(mean / FULL, 1).toFixed(3));
+      cell.style.setProperty("--gate", (cell.hidden ? 0 : shade(w, mean, t, slot)).toFixed(3));
       cell.dataset.value = mean.toFixed(5);
     });
     setClass(frame, "frame", truth === null && "none", truth === w.online && "online");
@@ -90,7 +92,7 @@ function mask(width, height, opacity) {
 
 function gateMap(v, w, layer) {
   const means = range(w.slots, (slot) => Float32Array.from({ length: v.T }, (_, t) => w.mean(layer, t, slot)));
-  const gate = (t, slot) => Math.min(means[slot][t] / FULL, 1);
+  const gate = (t, slot) => (w.sees(t, slot) ? shade(w, means[slot][t], t, slot) : 0);
   const truth = (t, y) => (v.roles[t] === "query" && y % 4 === 3 && w.trueSlot(t) === Math.floor(y / 4) ? 1 : 0);
   const high = clamp(w.slots * 10, 210);
   const el = h("div", { class: "map", style: `height:${high}px` },
@@ -102,7 +104,7 @@ function maps(v, view, { preview, hold, light }) {
   const plate = h("div", { class: "plate", role: "slider", tabindex: 0, "aria-label": "map of gates, token by token", "aria-valuemin": v.number(0), "aria-valuemax": v.number(v.T - 1) });
   const cursor = h("div", { class: "cursor" }), home = h("div", {});
   const rows = h("div", { class: "rows", "aria-hidden": true }), caption = h("p", { class: "reading" }), scale = h("p", {});
-  const el = h("div", { class: "maps" }, h("p", { class: "how" }, `Gates at every token: tokens from left to right, memories from top to bottom.${v.asks ? " ▂ orange: the memory that holds the answer." : ""}`),
+  const el = h("div", { class: "maps" }, h("p", { class: "how" }, `Gates at every token, divided by the even share, 1 / number of memories that can be read. Tokens from left to right, memories from top to bottom.${v.asks ? " ▂ orange: the memory that holds the answer." : ""}`),
     h("div", { class: "chart" }, rows, plate), h("div", { class: "foot" }, caption, scale));
   const drawn = new Map();
   let now, map, slot = null;
@@ -112,7 +114,7 @@ function maps(v, view, { preview, hold, light }) {
     if (!drawn.has(name)) drawn.set(name, gateMap(v, shown(), view.layer));
     return drawn.get(name);
   };
-  const read = (t, w, slot) => `token ${v.number(t)} → ${w.slotName(slot)}: ${w.sees(t, slot) ? map.means[slot][t].toFixed(3) : "not there"}`;
+  const read = (t, w, slot) => `token ${v.number(t)} → ${w.slotName(slot)}: ${w.sees(t, slot) ? `${map.means[slot][t].toFixed(3)}, ${timesEven(w, map.means[slot][t], t, slot)}` : "not there"}`;
   const draw = (t) => {
     const w = shown(), truth = w.trueSlot(t);
     el.hidden = !w.gated;

@@ -20,13 +20,15 @@ function readVariant(v, data) {
   const spans = [...memories, [0, T, 0, T]], folded = (slot) => spans[slot][1] <= 0;
   let count = 0;
   const offsets = spans.map(([, , from, until]) => { count += until - from; return count - until; });
-  const bits = data.chosen && unpackBits(data.chosen), values = data.gates && spread(unpack(data.gates), bits, count * layers * heads);
+  // Gates that the page has computed itself are numbers already, memory by memory as they would be packed.
+  const bits = data.chosen && unpackBits(data.chosen), sparse = data.kind === "ssc";
+  const values = ArrayBuffer.isView(data.gates) ? data.gates : data.gates && spread(unpack(data.gates), bits, count * layers * heads);
   if (values && values.length !== count * layers * heads)
     throw new Error(`the gates of ${data.name} are ${values.length} numbers, expected ${count} × ${layers} × ${heads}.`);
   const index = (layer, t, head, slot) => ((offsets[slot] + t) * layers + layer) * heads + head;
   const sees = (t, slot) => !data.diverged && t >= spans[slot][2] && t < spans[slot][3];
   const gate = (...at) => (!sees(at[1], at[3]) ? 0 : values ? values[index(...at)] : 1);
-  const chosen = (...at) => sees(at[1], at[3]) && (!bits || bits(index(...at)) === 1);
+  const chosen = (...at) => sees(at[1], at[3]) && (!sparse || (bits ? bits(index(...at)) === 1 : gate(...at) > 0));
   // Over the heads of a layer; with layer null, over those of all layers.
   const mean = (layer, t, slot) => {
     const from = layer === null ? 0 : Math.min(layer, layers - 1), until = layer === null ? layers : from + 1;
@@ -40,6 +42,10 @@ function readVariant(v, data) {
     const slot = memories.findIndex(([first, end], i) => sees(t, i) && source[t] >= first && source[t] < end);
     return slot < 0 ? online : slot;
   };
+  // How many memories can be read, and the share of them that a slot stands for: what equal gates would give it.
+  const standsFor = (slot) => (!folded(slot) ? 1 : grouped ? [...v.past.toString(2)].filter((digit) => digit === "1").length : v.past);
+  const readable = [];
+  const even = (t, slot) => standsFor(slot) / (readable[t] ??= spans.reduce((sum, _, s) => sum + (sees(t, s) ? standsFor(s) : 0), 0));
   const trueMass = (t) => mean(null, t, trueSlot(t));
   // Columns of the sequence, the first and the last; numbers of segments come with a memory that begins before the window.
   const segments = ([first, end]) => [first < -v.skipped ? 0 : v.column(segmentOf[Math.max(first, 0)]), end <= 0 ? 0 : v.column(segmentOf[end - 1])];
@@ -52,13 +58,14 @@ function readVariant(v, data) {
   const addsUp = (t) => memories.some((_, slot) => folded(slot) && sees(t, slot));
   const longest = Math.max(0, ...memories.map((_, slot) => (folded(slot) ? 0 : number(slot).length)));
   const slots = online + 1, grouped = memories.some((_, slot) => !folded(slot) && number(slot).includes("–"));
-  return { ...data, gated: Boolean(values), sparse: Boolean(bits), grouped, online, slots, spans, gate, chosen, mean, sees, cached,
+  return { ...data, gated: Boolean(values), sparse, grouped, online, slots, spans, gate, chosen, mean, even, sees, cached,
     folded, addsUp, longest, share, trueSlot, trueMass, segments: (slot) => segments(spans[slot]), number, slotName, isRight };
 }
 
 // What the grid cannot say by itself.
 function remark(w) {
   if (w.diverged) return "This model has diverged: it has no gates and no answers.";
+  if (w.kind === "attention") return "Attention has no memories. Shown are its weights, added up over the tokens of each segment.";
   if (w.kind === "none") return "No caching: one online memory holds the whole past, so there is nothing to choose.";
   const later = w.init === "checkpoint" ? " Each state is a checkpoint: it holds all tokens up to the end of its segment, so later states hold the true pair too." : "";
   return ({ residual: "Residual: every cached memory is read with weight one, so there is nothing to choose.",

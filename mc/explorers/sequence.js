@@ -60,7 +60,7 @@ function tokenBox(v, t, letters) {
   const el = h("span", { "data-index": t, role: "option", dir: "auto", "aria-label": `token ${v.number(t)}: ${text}, ${v.roles[t]}` }, text);
   const long = [...text].length > letters && "long";
   const draw = (shown, held, pair) => {
-    setClass(el, "token", v.roles[t], long, v.phase(v.segmentOf[t], shown) !== "closed" && t > shown && "later", pair.includes(t) && "pair", t === shown && "shown");
+    setClass(el, "token", v.roles[t], long, v.phase(v.segmentOf[t], shown) !== "closed" && t > shown && "later", v.wrong?.(t) && "wrong", pair.includes(t) && "pair", t === shown && "shown");
     if (el.ariaSelected === String(t === held)) return;
     el.ariaSelected = String(t === held);
     el.tabIndex = t === held ? 0 : -1;
@@ -101,7 +101,8 @@ function earlierBox(v, { columns }) {
 function legend(v) {
   const entry = (role) => h("span", { class: "entry" }, h("span", { class: `token ${role}` }, "12"), role);
   const truth = v.source.some((i) => i != null) ? [h("span", { class: "entry truth" }, "◆ true pair")] : [];
-  return h("div", { class: "legend" }, ...[...new Set(v.roles)].map(entry), ...truth);
+  const wrong = v.wrong && v.queries.length ? [h("span", { class: "entry" }, h("span", { class: "token query wrong" }, "12"), "answered wrong")] : [];
+  return h("div", { class: "legend" }, ...[...new Set(v.roles)].map(entry), ...wrong, ...truth);
 }
 
 function strip(v, { preview, hold, walk }) {

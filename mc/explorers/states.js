@@ -46,25 +46,11 @@ function scaleOf(v, part, now) {
   })());
 }
 
-// Middle tones on whatever paper is beneath, so that light and dark need no other colours.
-function paint(canvas, part, values, scale) {
-  const [rows, columns] = part.shape, image = new ImageData(columns, rows);
-  values.forEach((x, i) => image.data.set([...(x < 0 ? [209, 60, 92] : [30, 118, 213]), 255 * Math.min(Math.abs(x) / scale, 1)], 4 * i));
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
-
-const heatMap = (part) => h("canvas", { width: part.shape[1], height: part.shape[0], style: `aspect-ratio:${part.shape[1]} / ${part.shape[0]}` });
-
-function choice(label, options, pick) {
-  const buttons = options.map((text, i) => h("button", { type: "button" }, text));
-  buttons.forEach((button, i) => button.addEventListener("click", () => pick(i)));
-  const draw = (chosen) => buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === chosen));
-  return { el: h("div", { class: "choice", role: "group", "aria-label": label }, h("span", {}, label), ...buttons), draw };
-}
+const heatMap = ({ shape: [rows, columns] }) => matrix(rows, columns, { style: `aspect-ratio:${columns} / ${rows}` });
 
 function controls(v, { head, change }) {
-  const heads = choice("head", v.heads.map((n) => `${n + 1}`), head);
-  const views = choice("show", ["memory", "change since the last one"], change);
+  const heads = choice("head", v.heads.map((n) => `${n + 1}`), (i) => head(+i));
+  const views = choice("show", ["memory", "change since the last one"], (i) => change(+i));
   const el = h("div", { class: "controls" }, ...(v.heads.length > 1 ? [heads.el] : []), views.el);
   return { el, draw: (now) => { heads.draw(now.head); views.draw(+now.change); } };
 }
@@ -85,12 +71,12 @@ function memoryCell(v, variant, i) {
   const maps = variant.parts.map(heatMap);
   const name = h("span", { class: "name" }), length = h("span", { class: "length" });
   const number = h("span", { class: "number" }), reply = h("bdi", { class: "reply" });
-  const el = h("div", { role: "option", "data-memory": i }, name, h("span", { class: "maps" }, ...maps), h("span", { class: "track" }, length), number, reply);
+  const el = h("div", { role: "option", "data-memory": i }, name, h("span", { class: "maps" }, ...maps.map((map) => map.el)), h("span", { class: "track" }, length), number, reply);
   const draw = (now, repaint) => {
     const home = v.trueSegment(now.token), ask = v.askOf(now.token), truth = i === home;
     setClass(el, "memory", truth && "true", holds(variant, i, home) && "holds", i === now.memory && "shown");
     setText(name, truth ? `◆ ${i + 1}` : `${i + 1}`);
-    if (repaint) variant.parts.forEach((part, p) => paint(maps[p], part, part.matrix(now, i), scaleOf(v, part, now)));
+    if (repaint) variant.parts.forEach((part, p) => maps[p].draw(part.matrix(now, i), scaleOf(v, part, now)));
     el.setAttribute("aria-selected", i === now.held);
     el.tabIndex = i === now.held ? 0 : -1;
     el.ariaLabel = `memory ${i + 1}${truth ? ", holds the true pair" : ""}`;
@@ -114,7 +100,7 @@ function memoryCell(v, variant, i) {
 
 function scaleBar(v, variant) {
   const ends = variant.parts.map(() => [h("span"), h("span")]);
-  const el = h("span", { class: "scale" }, ...variant.parts.flatMap((part, p) => [h("span", {}, `${part.name}: `, ends[p][0], " ", h("i", { class: "ramp" }), " ", ends[p][1])]));
+  const el = h("span", { class: "scale" }, ...variant.parts.flatMap((part, p) => [h("span", {}, `${part.name}: `, ends[p][0], " ", h("i", { class: "values" }), " ", ends[p][1])]));
   const draw = (now) => variant.parts.forEach((part, p) => {
     const scale = figure(scaleOf(v, part, now));
     setText(ends[p][0], `≤ −${scale}`);
@@ -151,7 +137,7 @@ function shelf(v, variant, { look, hold }) {
 function largePart(v, variant, p, { point }) {
   const part = variant.parts[p], [rows, columns] = part.shape, map = heatMap(part);
   const mark = h("span", { class: "mark", style: `width:${100 / columns}%;height:${100 / rows}%` });
-  const box = h("div", { class: "map", tabindex: 0, role: "img", "data-part": p }, map, mark), read = h("p", { class: "reading" });
+  const box = h("div", { class: "map", tabindex: 0, role: "img", "data-part": p }, map.el, mark), read = h("p", { class: "reading" });
   const bars = h("div", { class: "bars", role: "img" });
   const top = Math.max(...range(v.heads.length * v.N, (j) => part.spectrum(Math.floor(j / v.N), j % v.N)[0])) || 1;
   const spectrumText = h("p", { class: "how" });
@@ -160,7 +146,7 @@ function largePart(v, variant, p, { point }) {
   let cell = [0, 0];
   const move = (row, column) => () => point(p, [clamp(cell[0] + row, rows - 1), clamp(cell[1] + column, columns - 1)]);
   box.addEventListener("pointermove", (event) => {
-    const { left, top, width, height } = map.getBoundingClientRect();
+    const { left, top, width, height } = map.el.getBoundingClientRect();
     const share = [(event.clientY - top) / height * rows, (event.clientX - left) / width * columns];
     point(p, [clamp(Math.floor(share[0]), rows - 1), clamp(Math.floor(share[1]), columns - 1)]);
   });
@@ -169,7 +155,7 @@ function largePart(v, variant, p, { point }) {
   onKeys(box, { ArrowLeft: move(0, -1), ArrowRight: move(0, 1), ArrowUp: move(-1, 0), ArrowDown: move(1, 0) });
   const draw = (now) => {
     const values = part.matrix(now, now.memory), spectrum = [...part.spectrum(now.head, now.memory)];
-    paint(map, part, values, scaleOf(v, part, now));
+    map.draw(values, scaleOf(v, part, now));
     box.ariaLabel = `${part.name} of memory ${now.memory + 1}, ${variant.name}, ${rows} × ${columns} numbers; arrow keys read them`;
     if (now.cell?.part === p) cell = now.cell.at;
     mark.hidden = now.cell?.part !== p;
@@ -244,10 +230,10 @@ function explorer(model, root) {
   const shelves = v.variants.map((variant) => shelf(v, variant, { look: look("memory"), hold: keep("memory") }));
   const larges = v.variants.map((variant) => large(v, variant, { point }));
   const panels = [buttons, asked, ...shelves, ...larges];
-  const how = "Point at a token to ask every memory for its value, click to hold it; n and p jump between questions. Point at a memory to see it large.";
+  const how = "Point at a token to ask every memory for its value, click to hold it. Point at a memory to see it large.", keys = "n and p jump between questions.";
   const legend = h("p", { class: "how" }, "Under each memory: how close its answer is to the true value (1: the same direction, 0: nothing of it), then the value that it points at. Orange: the pair was written into it.");
-  root.replaceChildren(heading(v.title, how), strips.el, buttons.el, asked.el, legend, ...shelves.map((panel) => panel.el),
-    h("div", { class: "larges" }, ...larges.map((panel) => panel.el)), spoken.el);
+  root.replaceChildren(heading(v.title, how, keys), spoken.el, strips.el, buttons.el, asked.el, legend, ...shelves.map((panel) => panel.el),
+    h("div", { class: "larges" }, ...larges.map((panel) => panel.el)));
   draw();
   const follow = (trait, count) => (i) => { if (i !== held[trait] && Number.isInteger(i) && i >= 0 && i < count) set({ [trait]: i }); };
   return { token: follow("token", v.T), memory: follow("memory", v.N) };

@@ -2,9 +2,7 @@
 // `v` is the sequence cut into segments of `v.size` tokens, with its memories (linear.js); another size replaces them.
 
 const SPEEDS = [2, 4, 8, 16, 32]; // tokens per second
-const NEGATIVE = [38, 132, 214], POSITIVE = [224, 108, 20];
 
-const count = (n) => n.toLocaleString("en-US");
 const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 // With no token held we open on a question that this cut answers and one segment does not.
@@ -12,17 +10,6 @@ function opening(v, wanted) {
   if (Number.isInteger(wanted) && wanted >= 0 && wanted < v.T) return wanted;
   const told = v.queries.filter((t) => v.trueSegment(t) !== v.segmentOf[t] && v.answer(v.dial, t) === v.target[t]);
   return told.find((t) => v.answer(0, t) !== v.target[t]) ?? told[0] ?? v.T >> 1;
-}
-
-function matrix(rows, columns, label) {
-  const el = h("canvas", { width: columns, height: rows, role: "img", "aria-label": label });
-  // Colour says the sign and opacity the size, so that zero is the page itself, light or dark.
-  const draw = (numbers, largest) => {
-    const context = el.getContext("2d"), image = context.createImageData(columns, rows);
-    numbers.forEach((x, i) => image.data.set([...(x < 0 ? NEGATIVE : POSITIVE), 255 * Math.min(Math.abs(x) / (largest || 1), 1)], 4 * i));
-    context.putImageData(image, 0, 0);
-  };
-  return { el, draw };
 }
 
 function stream(v, { hold, walk }) {
@@ -47,11 +34,12 @@ function stream(v, { hold, walk }) {
 
 function online(v) {
   const norms = h("p", { class: "soft" }), low = h("span"), high = h("span");
-  const key = matrix(1, v.width, "the key that is written"), value = matrix(v.width, 1, "the value that is written");
-  const memory = matrix(v.width, v.width, "");
+  const named = (label) => ({ role: "img", "aria-label": label });
+  const key = matrix(1, v.width, named("the key that is written")), value = matrix(v.width, 1, named("the value that is written"));
+  const memory = matrix(v.width, v.width, named(""));
   const cell = (name, part) => h("div", { class: name }, part.el);
   const box = h("div", { class: "board" }, h("span", { class: "corner" }, "writes v kᵀ"), cell("k", key), cell("v", value), cell("M", memory));
-  const el = h("div", { class: "online" }, h("p", { class: "what" }, h("b", {}, "online memory")), box, norms, h("p", { class: "soft", "aria-hidden": true }, low, h("span", { class: "ramp" }), high));
+  const el = h("div", { class: "online" }, h("p", { class: "what" }, h("b", {}, "online memory")), box, norms, h("p", { class: "soft", "aria-hidden": true }, low, " ", h("span", { class: "values" }), " ", high));
   const draw = (t) => {
     const s = v.segmentOf[t], M = v.online(t), gate = v.gates(t)[s];
     key.draw(v.keys[t], 1);
@@ -67,8 +55,7 @@ function online(v) {
 }
 
 function shelfSlot(v, s) {
-  const tile = matrix(v.width, v.width, ""), bar = h("span", { class: "gate" });
-  tile.el.setAttribute("role", "presentation");
+  const tile = matrix(v.width, v.width, { role: "presentation" }), bar = h("span", { class: "gate" });
   tile.draw(v.states[s], v.strong);
   const el = h("div", { role: "listitem", tabindex: s ? -1 : 0, "data-norm": norm(v.states[s]).toFixed(5) }, h("div", { class: "tile" }, tile.el), bar);
   const where = `segment ${s + 1}, ${v.lengths[s] === 1 ? "token" : "tokens"} ${v.starts[s] + 1}${v.lengths[s] === 1 ? "" : `–${v.starts[s] + v.lengths[s]}`}`;
@@ -134,13 +121,6 @@ function story(v) {
   return { el, draw };
 }
 
-function svg(tag, attrs, ...children) {
-  const el = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attrs)) el.setAttribute(name, value);
-  el.append(...children);
-  return el;
-}
-
 // Lines in units of the data; classes give them their looks, dots are lines of no length.
 function plot(width, height, names, attrs) {
   const paths = Object.fromEntries(names.map((name) => [name, svg("path", { class: name })]));
@@ -195,12 +175,12 @@ function numbers(v) {
     curves = plot(v.T - 1, most, ["here", ...kinds.map((kind) => `${kind} later`), ...kinds], { role: "img" });
     kinds.forEach((kind) => curves.line(`${kind} later`, series(kind, v.T - 1)));
     curves.most = most;
-    box.replaceChildren(h("div", { class: "axis", "aria-hidden": true }, h("span", {}, count(most)), h("span", {}, "0")), curves.el,
+    box.replaceChildren(h("div", { class: "axis", "aria-hidden": true }, h("span", {}, whole(most)), h("span", {}, "0")), curves.el,
       h("p", { class: "ends" }, h("span", {}, "token 1"), h("span", {}, `${v.T}`)));
-    curves.el.setAttribute("aria-label", `At token ${v.T}: one state ${count(end.rnn)}, cached states ${count(end.mc)}, attention’s keys and values ${count(end.attention)}.`);
+    curves.el.setAttribute("aria-label", `At token ${v.T}: one state ${whole(end.rnn)}, cached states ${whole(end.mc)}, attention’s keys and values ${whole(end.attention)}.`);
   };
   const draw = (t) => {
-    const held = v.held(t), entry = (kind, name) => key(kind, `${name}: `, h("b", { "data-kind": kind }, count(held[kind])));
+    const held = v.held(t), entry = (kind, name) => key(kind, `${name}: `, h("b", { "data-kind": kind }, whole(held[kind])));
     kinds.forEach((kind) => curves.line(kind, series(kind, t)));
     curves.line("here", [[t, 0], [t, curves.most]]);
     text.replaceChildren(entry("rnn", "one state"), entry("mc", `${plural(v.segmentOf[t], "cached state")} and the online one`), entry("attention", "attention’s keys and values"));
@@ -231,7 +211,7 @@ function player({ begin, step, rest }) {
 }
 
 function said(v, t) {
-  const M = `Token ${t + 1}, ${v.roles[t]} ${visible(v.tokens[t])}. Segments of ${v.size}: ${plural(v.segmentOf[t], "state")} in the cache, ${count(v.held(t).mc)} numbers held.`;
+  const M = `Token ${t + 1}, ${v.roles[t]} ${visible(v.tokens[t])}. Segments of ${v.size}: ${plural(v.segmentOf[t], "state")} in the cache, ${whole(v.held(t).mc)} numbers held.`;
   if (v.roles[t] !== "query") return M;
   return `${M} Answer ${visible(v.answer(v.dial, t))}, ${v.answer(v.dial, t) === v.target[t] ? "right" : "wrong"}, closeness ${v.closeness[v.dial][v.queries.indexOf(t)].toFixed(2)}.`;
 }
@@ -244,7 +224,7 @@ function explorer(model, root) {
     held = t;
     Object.assign(root.dataset, { token: held, size: v.size });
     panels.forEach((panel) => panel.draw(held, held));
-    if (!control.playing()) spoken.say(said(v, held));
+    spoken.say(said(v, held), !control.playing());
   };
   const save = (name, value) => { model.set(name, value); model.save_changes(); };
   const hold = (t) => { control.pause(); show(t); save("token", t); };
@@ -266,9 +246,10 @@ function explorer(model, root) {
   const size = dial(v, { resize: (C) => { recut(C); save("segment_size", C); } }), cost = numbers(v), spoken = announcer();
   const panels = [time, flow, told, memory, cache, size, cost];
   time.el.querySelector(".controls").prepend(...control.parts);
-  const how = "Space plays and pauses. ← → move by one token, ↑ ↓ by one segment, n and p jump between queries. Turn the dial: the weights stay, only the cut changes.";
-  root.replaceChildren(heading(v.title, how), time.el, flow.el, told.el, h("div", { class: "scene" }, memory.el, cache.el),
-    h("div", { class: "charts" }, size.el, cost.el), spoken.el);
+  const how = "Play, or pull the time slider. Turn the dial: the weights stay, only the cut changes.";
+  const keys = "Space plays and pauses. ← → move by one token, ↑ ↓ by one segment, n and p jump between queries.";
+  root.replaceChildren(heading(v.title, how, keys), spoken.el, time.el, flow.el, told.el, h("div", { class: "scene" }, memory.el, cache.el),
+    h("div", { class: "charts" }, size.el, cost.el));
   recut(v.size);
   return {
     token: (t) => { if (t !== held && Number.isInteger(t) && t >= 0 && t < v.T) { control.pause(); show(t); } },

@@ -44,7 +44,7 @@ class Memory(Protocol):
         """
         ...
 
-# %% ../../nbs/workshop/memory_protocol.ipynb #60343b80
+# %% ../../nbs/workshop/memory_protocol.ipynb #60cf6feb
 class FastMemory(Memory, Protocol):
     """What the parallel form and the streaming step ask of a memory beside the three parts of
     `Memory`. Each body is what stands in for the part where a memory lacks it.
@@ -67,14 +67,14 @@ class FastMemory(Memory, Protocol):
         return self.read({n: leaf.unsqueeze(q.ndim - 2) for n, leaf in state.items()}, q)
 
     def recall(
-        self, states: State, q: Tensor, weights: Tensor, pieces: list[Piece]
+        self, states: State, q: Tensor, weights: Tensor, tiles: list[Tile]
     ) -> Tensor:
         """`Σ_i w_ti M_i(q_t)`: `states` (B, H, N, ...), `q` (B, H, T, D_k), `weights`
-        (B, H, T, N), `pieces` which tokens see which memories; returns (B, H, T, D_v).
+        (B, H, T, N), `tiles` which tokens see which memories; returns (B, H, T, D_v).
         Stand-in: `read_rows` of each memory; autograd keeps T N D_v numbers.
         """
         rows = []
-        for a, b, seen in pieces:
+        for a, b, seen in tiles:
             some = {name: leaf[:, :, seen] for name, leaf in states.items()}
             count = next(iter(some.values())).shape[2]
             asks = q[:, :, None, a:b].expand(-1, -1, count, -1, -1)
@@ -96,7 +96,7 @@ class FastMemory(Memory, Protocol):
         states: State,
         q: Tensor,
         gates: Tensor,
-        pieces: list[Piece],
+        tiles: list[Tile],
     ) -> Tensor:
         """Memory Soup (Eq. 15), one read of mixed parameters: as `recall`, with `online`, the
         reads of the online memory, and `gates` (B, H, T, N+1), the online memory's last.
@@ -143,7 +143,7 @@ def complete(memory: Memory) -> FastMemory:
         return memory
     return completed(type(memory))(memory)
 
-# %% ../../nbs/workshop/memory_protocol.ipynb #9bbedff2
+# %% ../../nbs/workshop/memory_protocol.ipynb #911afeb0
 @lru_cache(maxsize=256)
 def tell(kind: type, missing: tuple[str, ...]) -> None:
     "Warn that memories of the class `kind` are slow; once."
@@ -155,11 +155,11 @@ def tell(kind: type, missing: tuple[str, ...]) -> None:
     )
 
 
-def slow(memory: FastMemory, aggregation: str, tokens: int) -> bool:
+def slow(memory: FastMemory, mixes: str, tokens: int) -> bool:
     """Whether a call must take the sequential form, because the memory lacks `scan` or, for
-    Soup, `soup`; the first such call of a class warns.
+    ways that mix parameters, `soup`; the first such call of a class warns.
     """
-    needed = {"scan": tokens > 1, "soup": aggregation == "soup"}
+    needed = {"scan": tokens > 1, "soup": mixes == "parameters"}
     parts = {name: getattr(memory, name) for name in needed}
     missing = tuple(
         name

@@ -33,7 +33,7 @@ from ..options import OPTIONS, Options, Rules, check_rules, with_options
 from ..forms.sequential import Pass
 from ..trace import Trace
 
-# %% ../../nbs/workshop/layer.ipynb #4b6c00ef
+# %% ../../nbs/workshop/layer.ipynb #e0607c2b
 GATES = ("context", "shared", "position", "uniform")
 
 
@@ -66,8 +66,7 @@ class MCConfig(Options, Heads):
 
     `d_model` is the width of its input, shared by `num_heads` heads; `backend` names the
     memory: "linear", "swla", "dla", "titans" or "gated_delta"; `segment_size`: the
-    `segments` of
-    `mc.memory_caching`.
+    `segments` of `mc.memory_caching`.
 
     `gate`: what scores a memory: "context" (Eq. 10, u = x W_u), "shared" (u = q),
     "position" (x W_u against the memory's place only) or "uniform" (nothing). `constants`:

@@ -31,16 +31,15 @@ def kept_bytes(function: Callable[[], object], besides: Iterable[Tensor] = ()) -
         result = function()  # noqa: F841, the graph lives until the count is done
     return sum(storage.nbytes() for storage in kept.values())
 
-# %% ../../../nbs/workshop/kept_bytes.ipynb #31b13e82
+# %% ../../../nbs/workshop/kept_bytes.ipynb #d8220cc3
 def grm_bytes(variant: Variant) -> int:
     """Bytes that GRM may keep beyond the uncached layer: T N + N P + 3 T D numbers a head, and a
     mask. For whole segments, none shorter than a chunk.
     """
     tokens, memories = variant.batch * variant.tokens, variant.segments + 1
     size = variant.d_model // variant.num_heads
-    numbers = (
-        size**2 if variant.backend == "linear" else 2 * variant.config.expansion * size**2
-    )
+    matrix = variant.backend in ("linear", "gated_delta")
+    numbers = size**2 if matrix else 2 * variant.config.expansion * size**2
     each = tokens * memories + variant.batch * memories * numbers + 3 * tokens * size
     return 4 * variant.num_heads * each + tokens * memories + 16 * tokens  # and two indexes
 

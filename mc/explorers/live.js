@@ -1,0 +1,130 @@
+// A trained model that runs in the page: change tokens, rules or the model, and all of it is computed again (model.js, memory.js).
+// What comes out is drawn by the panels of the routing explorer; below them are the states that were read.
+
+// The bytes of a model: in this page, from the files beside the book, or from the kernel.
+async function bytesOf(model, { name, file }) {
+  const packed = model.get("weights")?.[name];
+  if (packed) return Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)).buffer;
+  if (!model.page) return fromKernel(model, name);
+  if (!model.page.files) throw new Error(`the weights of ${name} are not in this page. In the book and in a notebook every model can be chosen.`);
+  if (location.protocol === "file:") throw new Error("a page that is opened from the disk may not read the weights beside it. Serve the book: make serve, or python -m http.server in its folder.");
+  const answer = await fetch(new URL(file, model.page.files)).catch((error) => ({ statusText: error.message }));
+  if (!answer.ok) throw new Error(`the weights of ${name} could not be fetched: ${answer.status ?? ""} ${answer.statusText}`);
+  return answer.arrayBuffer();
+}
+
+function fromKernel(model, name) {
+  return new Promise((done, fail) => {
+    const hear = ({ weights, error }, buffers) => {
+      if (weights !== name) return;
+      model.off("msg:custom", hear);
+      clearTimeout(waiting);
+      if (error) fail(new Error(error));
+      else done(buffers[0].buffer.slice(buffers[0].byteOffset, buffers[0].byteOffset + buffers[0].byteLength));
+    };
+    const waiting = setTimeout(() => hear({ weights: name, error: "the kernel did not send the weights; is it running?" }), 30000);
+    model.on("msg:custom", hear);
+    model.send({ weights: name });
+  });
+}
+
+// Everything that the panels show of one run: the data of the routing explorer, with gates as numbers.
+function runOnce(net, rules, tokens, { name, vocab_size }, title) {
+  const started = performance.now(), { logits, traces } = forward(net, tokens, rules), took = performance.now() - started;
+  const T = tokens.length, sources = sourcesOf(tokens, vocab_size), asks = sources.some((s) => s !== null);
+  const probabilities = (t) => { const row = Float64Array.from(logits.subarray(t * vocab_size, (t + 1) * vocab_size)); softmax(row, vocab_size); return row; };
+  const told = range(T, (t) => (!asks || sources[t] !== null ? probabilities(t) : null));
+  if (logits.some((x) => !Number.isFinite(x))) throw new Error("the logits are NaN or infinite");
+  const best = (row) => choose(row, vocab_size, 3).map((i) => [`${i}`, row[i]]);
+  const { N, size, H } = traces[0], slots = N + 1, gates = [];
+  if (weighs(rules.aggregation)) for (let slot = 0; slot < slots; slot++) for (let t = slot < N ? (slot + 1) * size : 0; t < T; t++)
+    for (const trace of traces) for (let head = 0; head < H; head++) gates.push(trace.gates[(t * H + head) * slots + slot]);
+  const variant = { name, kind: rules.aggregation, init: rules.init, top_k: rules.top_k, layers: traces.length, heads: H,
+    memories: range(N, (n) => [n * size, (n + 1) * size, (n + 1) * size, T]), answers: told.map((row) => row && best(row)),
+    target_prob: told.map((row, t) => (row && sources[t] !== null ? row[tokens[sources[t]]] : null)), ...(gates.length ? { gates: Float64Array.from(gates) } : {}) };
+  const data = { title, tokens: tokens.map(String), roles: asks ? rolesOf(sources) : tokens.map(() => "token"), source: sources,
+    target: sources.map((s) => (s === null ? null : `${tokens[s]}`)), lengths: range(slots, (n) => Math.min(size, T - n * size)), variants: [variant] };
+  const asked = range(T, (t) => t).filter((t) => sources[t] !== null), right = asked.filter((t) => variant.answers[t][0][0] === data.target[t]).length;
+  return { data, rules, traces, took, asked: asked.length, right };
+}
+
+function live(model, root) {
+  const data = model.get("data"), entries = data.models ?? [], names = ["name", "aggregation", "gate", "top_k", "size", "tokens"];
+  if (!entries.length) throw new Error("there is no model to run.");
+  const read = () => Object.fromEntries(names.map((name) => [name, model.get(name)])), entryOf = (name) => entries.find((entry) => entry.name === name);
+  const status = h("p", { class: "status score" }), alert = h("p", { class: "leftout", role: "alert" }), view = h("div", { class: "mc-explorer mc-routing" });
+  let s = { ...read(), seed: data.seed }, held = model.get("token"), ticket = 0, run = null, saving = false;
+  const nets = (model.nets ??= new Map()); // one for all views of this widget
+  const netOf = (name) => {
+    if (!nets.has(name)) nets.set(name, bytesOf(model, entryOf(name)).then((bytes) => readModel(bytes, name)));
+    return nets.get(name).catch((error) => { nets.delete(name); throw error; });
+  };
+  const failed = (error) => {
+    alert.hidden = false;
+    const { message } = error, full = /[.?]$/.test(message) ? "" : ".";
+    alert.textContent = `${message[0].toUpperCase()}${message.slice(1)}${full}${run ? " Below is still the last run." : ""}`;
+    root.dataset.state = "failed";
+  };
+  const rulesOf = (net) => {
+    const rules = { ...net.rules, segment_size: s.size, ...(net.rules.aggregation === "attention" ? {} : { aggregation: s.aggregation, gate: s.gate, top_k: s.top_k }) };
+    if (weighs(rules.aggregation) && rules.gate === "context" && !net.connected && rules.aggregation !== "attention")
+      throw new Error("this model was trained without gates, so it has no connector W_u; choose u = q, or equal gates.");
+    return rules;
+  };
+  const titleOf = ({ aggregation, top_k, segment_size }) => [entryOf(s.name).name, aggregation !== "attention" && `read by ${READINGS[aggregation]}`,
+    aggregation === "ssc" && `k = ${top_k}`, aggregation !== "none" && `segments of ${segment_size}`].filter(Boolean).join(", ");
+  const drawControls = () => { rules.draw(s, entryOf(s.name)); edit.draw(s, entryOf(s.name), clamp(Math.max(held, 0), s.tokens.length - 1)); };
+  const show = () => {
+    const state = { data: run.data, token: held < s.tokens.length ? held : -1, variant: -1 };
+    const fake = { get: (name) => state[name], save_changes() {}, set: (name, value) => { if (name === "token" && value !== held) hold(value); } };
+    routing(fake, view, true);
+    held = +view.dataset.token;
+    drawControls();
+    states.draw(run, held);
+  };
+  const hold = (t) => { held = t; model.set("token", t); model.save_changes(); drawControls(); states.draw(run, t); };
+  const go = async () => {
+    const mine = ++ticket;
+    root.dataset.state = "running";
+    drawControls();
+    try {
+      const net = await netOf(s.name);
+      if (mine !== ticket) return;
+      const rules = rulesOf(net), entry = entryOf(s.name), next = runOnce(net, rules, s.tokens, entry, titleOf(rules));
+      const same = ["aggregation", "gate", "top_k", "segment_size"].every((name) => rules[name] === net.rules[name] || (name === "top_k" && rules.aggregation !== "ssc"));
+      const plain = same || !next.asked ? null : runOnce(net, net.rules, s.tokens, entry, "").right;
+      run = next;
+      alert.hidden = true;
+      const count = next.asked ? [h("b", {}, `${next.right} of ${plural(next.asked, "question")} right`), plain === null ? "" : ` (as trained ${plain})`] : ["nothing is asked"];
+      status.replaceChildren(...count, ` · ${plural(s.tokens.length, "token")} in ${Math.round(next.took)} ms`);
+      Object.assign(root.dataset, { right: next.right, asked: next.asked, took: next.took.toFixed(1) });
+      show();
+      root.dataset.state = "ready";
+    } catch (error) { if (mine === ticket) failed(error); }
+  };
+  const set = (changes) => {
+    s = { ...s, ...changes };
+    saving = true;
+    for (const name of names) model.set(name, s[name]);
+    model.save_changes();
+    saving = false;
+    go();
+  };
+  const sequence = (entry, length, seed) => drawTask({ ...entry, length, pairs: entry.task === "mqar" ? Math.min(length >> 2, (entry.vocab_size >> 1) - 1) : 8 }, seed);
+  set.model = (name) => {
+    const entry = entryOf(name), before = entryOf(s.name), { aggregation, gate = "context", top_k = 4, segment_size = 16 } = entry.rules;
+    const other = entry.task !== before.task || entry.vocab_size !== before.vocab_size;
+    set({ name, aggregation: aggregation === "attention" ? "none" : aggregation, gate, top_k, size: segment_size, ...(other ? { tokens: sequence(entry, s.tokens.length >= 64 ? s.tokens.length : 256, s.seed) } : {}) });
+  };
+  set.draw = ({ length = LENGTHS.includes(s.tokens.length) ? s.tokens.length : 256, seed = s.seed }) => set({ seed, tokens: sequence(entryOf(s.name), length, seed) });
+  set.token = (token) => set({ tokens: s.tokens.map((old, t) => (t === held ? token : old)) });
+  set.text = (text) => { try { set({ tokens: parseTokens(text, entryOf(s.name).vocab_size) }); } catch (error) { failed(error); } };
+  const rules = rulesPanel(entries, set), edit = tokensPanel(set), states = statesPanel();
+  alert.hidden = true;
+  root.replaceChildren(heading(data.title, data.how ?? "Choose a model and how its memories are read, click a token and change it. All is computed in this page."), rules.el, edit.el, alert, status, view, states.el);
+  go();
+  const follow = () => { if (!saving && names.some((name) => model.get(name) !== s[name])) { s = { ...s, ...read() }; go(); } };
+  return { ...Object.fromEntries(names.map((name) => [name, follow])), token: (t) => { if (t !== held && run && t >= 0 && t < s.tokens.length) { held = t; show(); } } };
+}
+
+export default family("live", ["name", "aggregation", "gate", "top_k", "size", "tokens", "token"], live);
