@@ -20,6 +20,7 @@ PAGES = [p for p in (TOC["root"], *(chapter["file"] for part in TOC["parts"] for
 EXAMPLES = "nbs/workshop/pages"
 SCREEN, SCREENS = 900, 7
 LONGER = {"nbs/evidence/errata": 12}    # a list to look something up in
+OPEN = {"nbs/start/use_it": 6}    # what one copies
 
 
 def visit(page, site, name):
@@ -51,7 +52,7 @@ def test_a_page_for_readers(page, site, name):
     troubles += [f"no code cell stands right after: {text}" for text in seen["bare"]]
     troubles += [f"no mark: {text}" for text in seen["unmarked"]]
     troubles += [f"not folded: {text}" for text in seen["open"]]
-    if seen["teaches"] > 3:
+    if seen["teaches"] > OPEN.get(name, 3):
         troubles.append(f"{seen['teaches']} cells are open: what is the equation?")
     assert not troubles, "\n".join(troubles)
 
@@ -220,7 +221,7 @@ def test_a_table_scrolls_inside_itself(page, site, name):
 def test_figures_survive_being_measured_anew(page, site):
     "Plotly may measure its title in the middle of a redraw and give it the whole figure."
     name = next(p for p in PAGES if (f := BOOK / f"{p}.html").exists() and "mc-plotly" in f.read_text())
-    for pause in (0, 50, 100, 150):
+    for pause in (0, 100):
         visit(page, site, name)
         page.wait_for_timeout(pause)
         page.screenshot(full_page=True)
