@@ -106,7 +106,7 @@ def test_keys_move_the_pair_and_turn_no_page(explorer, page):
     slider.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    assert slider.get_attribute("aria-valuetext") == "token 10" and page.url.endswith("96_by_hand.html")
+    assert slider.get_attribute("aria-valuetext") == "token 10" and page.url.endswith("explorer_by_hand.html")
     assert explorer.evaluate(NUMBERS)["gates"] == pytest.approx(computed({"position": 9})[0], abs=1e-6)
 
 

@@ -80,7 +80,7 @@ def compare(page, root, model, batch, size, t):
     done = (t + 1) % size == 0
     online = (trace.cache.states["m"][:, -1] if done else trace.cache.online["m"])[0, head]
     assert float(root.locator(".M canvas").get_attribute("data-norm")) == pytest.approx(online.norm().item(), abs=1e-3)
-    strong = float(root.locator(".online .ramp ~ span").inner_text())
+    strong = float(root.locator(".online .values ~ span").inner_text())
     drawn = torch.tensor(page.evaluate(OPACITY)) / 255
     assert torch.allclose(drawn, (online.abs() / strong).clamp(max=1).flatten(), atol=0.01)
     assert f"gate {gates[-1]:.3f}" in root.locator(".online").inner_text()

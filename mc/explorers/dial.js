@@ -153,7 +153,7 @@ function recallPanel(data, actions) {
       ...(here ? [p.point("at way", p.x(here.segment_size), y(here.accuracy))] : []));
     p.cursor.classList.toggle("none", !here);
     p.place(here ? here.segment_size : sizes[0]);
-    const found = here ? `C = ${s.segment_size}: ${percent(here.accuracy)} right.` : `Not measured at C = ${count(s.segment_size)}.`;
+    const found = here ? `C = ${s.segment_size}: ${percent(here.accuracy)} right.` : `Not measured at C = ${whole(s.segment_size)}.`;
     setText(caption, `${found} RNN ${percent(data.reference.none)}, attention ${percent(data.reference.attention)}. ${data.recall_at}`);
   };
   return { el: h("div", { class: "panel", "data-count": "recall" }, h("p", { class: "title" }, h("b", {}, "recall"), " · MQAR questions answered right, GRM"), p.el, caption), draw };
