@@ -451,6 +451,44 @@ def test_a_diverged_model_in_a_browser(browser, tmp_path):
     page.close()
 
 
+EVERY = {
+    "routing": lambda: explore({"GRM": model(), "SSC": model(aggregation="ssc")}, mqar()),
+    "states": lambda: explore_states(model(), mqar(), "states", heads=[0]),
+    "time": lambda: play(model(), mqar(), 0, "time"),
+    "by hand": lambda: by_hand(draws(1, 1)),
+    "dial": lambda: Dial(data=dial_data(ROOT / "results/dial/cpu", ROOT / "results/mqar/cpu", "dial"), still=still_of(segment_size=64, head_size=32)),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_on_a_phone_the_read_out_stays_in_sight_and_no_key_is_named(browser, tmp_path, name):
+    widget = EVERY[name]()
+    widget.save_html(tmp_path / "page.html")
+    phone = browser.new_context(viewport={"width": 380, "height": 500}, has_touch=True, is_mobile=True)
+    page = phone.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    said = page.locator(".mc-explorer .spoken")
+    said.wait_for(timeout=20_000)
+    assert said.count() == 1 and said.inner_text() and page.evaluate("document.documentElement.scrollWidth") <= 380
+    page.evaluate("scrollTo(0, 400)")
+    page.wait_for_timeout(100)
+    box = said.bounding_box()
+    assert page.evaluate("scrollY") > 300 and 0 <= box["y"] < 60 and 15 < box["height"] < 120
+    assert page.locator(".keys, kbd").evaluate_all("all => all.every(e => !e.checkVisibility())")
+    phone.close()
+
+
+def test_a_variant_has_the_colour_it_has_in_every_figure():
+    from mc.explorers.base import parts
+    from mc.figures import COLOURS
+
+    named = dict(re.findall(r"--(\w+): (#\w{6});", parts("css", "common").split("@media")[0]))
+    for variant in ("attention", "none", "residual", "grm", "soup", "ssc"):
+        assert named[variant].lower() == COLOURS[variant].lower()
+    own = parts("css", "dial", "time", "live")
+    assert not any(colour.lower() in own.lower() for colour in COLOURS.values())
+
+
 def test_hard_words_in_a_browser(browser, tmp_path):
     page, troubles = opened(browser, explore({HARD[0]: model(16), "\ud800": model(16)}, range(16), "</script><img src=x>", HARD), tmp_path)
     shown = page.locator(".token[data-index]").evaluate_all("all => all.map(e => e.textContent)")

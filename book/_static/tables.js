@@ -27,7 +27,7 @@
   function plotter(dt, names, plot, holder) {
     const read = (row, column) => {
       const cell = dt.cell(row, column).node();
-      return cell.dataset.order === undefined ? NaN : Number(cell.dataset.order);
+      return cell.dataset.order ? Number(cell.dataset.order) : NaN;
     };
     const text = (row, column) => dt.cell(row, column).node().textContent;
     const select = make("select", { ariaLabel: "plotted" }, ...plot.x.map((c) => make("option", { value: c }, names[c])));
@@ -77,6 +77,10 @@
     if (options.stack) {
       table.classList.add("mc-stack");
       for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
+    }
+    for (const i of names.keys()) {    // a column of numbers sorts as such only if every cell has one, or nothing
+      const cells = [...table.tBodies[0].rows].map((row) => row.cells[i]);
+      if (cells.some((c) => c.dataset.order)) cells.forEach((c) => { c.dataset.order ||= ""; });
     }
     const paged = total > options.page;
     const dt = new window.mcDataTable(table, {

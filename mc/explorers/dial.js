@@ -246,7 +246,7 @@ function explorer(model, root) {
     spoken.el, h("div", { class: "sliders" }, ...sliders.map((one) => one.el), back), h("div", { class: "choices" }, ...choices.map((one) => one.el)),
     told.el, numbers.el, h("p", { class: "legend" }, h("span", { class: "entry" }, "◇ from here on attention costs more"), h("span", { class: "entry" }, "● measured"), h("span", { class: "entry" }, "○ the chosen setting")),
     h("div", { class: "plots" }, ...plots.map((one) => one.el)));
-  draw();
+  show(s);
   return { setting: (given) => show({ ...first, ...given }) };
 }
 

@@ -48,55 +48,71 @@ function runOnce(net, rules, tokens, { name, vocab_size }, title) {
   return { data, rules, traces, took, asked: asked.length, right };
 }
 
+// The models that were read; one table for all views of a widget.
+function library(model, entries) {
+  const nets = (model.nets ??= new Map());
+  return (name) => {
+    if (!nets.has(name)) nets.set(name, bytesOf(model, entries.find((entry) => entry.name === name)).then((bytes) => readModel(bytes, name)));
+    return nets.get(name).catch((error) => { nets.delete(name); throw error; });
+  };
+}
+
+// What was chosen, `s`, as rules for `forward`; those that a model of attention has are not asked.
+function rulesFor(net, s) {
+  if (net.rules.aggregation === "attention") return { ...net.rules, segment_size: s.size };
+  if (weighs(s.aggregation) && s.gate === "context" && !net.connected)
+    throw new Error("this model was trained without gates, so it has no connector W_u; choose u = q, or equal gates.");
+  return { ...net.rules, aggregation: s.aggregation, gate: s.gate, top_k: s.top_k, segment_size: s.size };
+}
+
+const titleOf = (name, { aggregation, top_k, segment_size }) => [name, aggregation !== "attention" && `read by ${READINGS[aggregation]}`,
+  aggregation === "ssc" && `k = ${top_k}`, aggregation !== "none" && `segments of ${segment_size}`].filter(Boolean).join(", ");
+
+// Whether two rules read in the same way: only SSC has a k, only gates a connector, and one memory no segments.
+const alike = (a, b) => a.aggregation === b.aggregation && (a.aggregation === "none" || a.segment_size === b.segment_size) &&
+  (a.aggregation !== "ssc" || a.top_k === b.top_k) && (!weighs(a.aggregation) || a.gate === b.gate);
+
+const drawnFor = (entry, length, seed) =>
+  drawTask({ ...entry, length, pairs: entry.task === "mqar" ? Math.min(length >> 2, (entry.vocab_size >> 1) - 1) : 8 }, seed);
+
+// The result in a sentence; beside it what the model answers as it was trained.
+function scoreLine(el, run, plain) {
+  const count = run.asked ? [h("b", {}, `${run.right} of ${plural(run.asked, "question")} right`), plain === null ? "" : ` (as trained ${plain})`] : ["nothing is asked"];
+  el.replaceChildren(...count, ` · ${plural(run.data.tokens.length, "token")} in ${Math.round(run.took)} ms`);
+}
+
 function live(model, root) {
   const data = model.get("data"), entries = data.models ?? [], names = ["name", "aggregation", "gate", "top_k", "size", "tokens"];
   if (!entries.length) throw new Error("there is no model to run.");
   const read = () => Object.fromEntries(names.map((name) => [name, model.get(name)])), entryOf = (name) => entries.find((entry) => entry.name === name);
   const status = h("p", { class: "status score" }), alert = h("p", { class: "leftout", role: "alert" }), view = h("div", { class: "mc-explorer mc-routing" });
+  const netOf = library(model, entries);
   let s = { ...read(), seed: data.seed }, held = model.get("token"), ticket = 0, run = null, saving = false;
-  const nets = (model.nets ??= new Map()); // one for all views of this widget
-  const netOf = (name) => {
-    if (!nets.has(name)) nets.set(name, bytesOf(model, entryOf(name)).then((bytes) => readModel(bytes, name)));
-    return nets.get(name).catch((error) => { nets.delete(name); throw error; });
-  };
-  const failed = (error) => {
+  const failed = ({ message }) => {
     alert.hidden = false;
-    const { message } = error, full = /[.?]$/.test(message) ? "" : ".";
-    alert.textContent = `${message[0].toUpperCase()}${message.slice(1)}${full}${run ? " Below is still the last run." : ""}`;
+    alert.textContent = `${message[0].toUpperCase()}${message.slice(1)}${/[.?]$/.test(message) ? "" : "."}${run ? " Below is still the last run." : ""}`;
     root.dataset.state = "failed";
   };
-  const rulesOf = (net) => {
-    const rules = { ...net.rules, segment_size: s.size, ...(net.rules.aggregation === "attention" ? {} : { aggregation: s.aggregation, gate: s.gate, top_k: s.top_k }) };
-    if (weighs(rules.aggregation) && rules.gate === "context" && !net.connected && rules.aggregation !== "attention")
-      throw new Error("this model was trained without gates, so it has no connector W_u; choose u = q, or equal gates.");
-    return rules;
-  };
-  const titleOf = ({ aggregation, top_k, segment_size }) => [entryOf(s.name).name, aggregation !== "attention" && `read by ${READINGS[aggregation]}`,
-    aggregation === "ssc" && `k = ${top_k}`, aggregation !== "none" && `segments of ${segment_size}`].filter(Boolean).join(", ");
   const drawControls = () => { rules.draw(s, entryOf(s.name)); edit.draw(s, entryOf(s.name), clamp(Math.max(held, 0), s.tokens.length - 1)); };
+  const hold = (t) => { held = t; model.set("token", t); model.save_changes(); drawControls(); states.draw(run, t); };
   const show = () => {
     const state = { data: run.data, token: held < s.tokens.length ? held : -1, variant: -1 };
-    const fake = { get: (name) => state[name], save_changes() {}, set: (name, value) => { if (name === "token" && value !== held) hold(value); } };
-    routing(fake, view, true);
+    routing({ get: (name) => state[name], save_changes() {}, set: (name, value) => { if (name === "token" && value !== held) hold(value); } }, view, true);
     held = +view.dataset.token;
     drawControls();
     states.draw(run, held);
   };
-  const hold = (t) => { held = t; model.set("token", t); model.save_changes(); drawControls(); states.draw(run, t); };
   const go = async () => {
     const mine = ++ticket;
     root.dataset.state = "running";
     drawControls();
     try {
       const net = await netOf(s.name);
-      if (mine !== ticket) return;
-      const rules = rulesOf(net), entry = entryOf(s.name), next = runOnce(net, rules, s.tokens, entry, titleOf(rules));
-      const same = ["aggregation", "gate", "top_k", "segment_size"].every((name) => rules[name] === net.rules[name] || (name === "top_k" && rules.aggregation !== "ssc"));
-      const plain = same || !next.asked ? null : runOnce(net, net.rules, s.tokens, entry, "").right;
+      if (mine !== ticket) return; // something was changed meanwhile
+      const wanted = rulesFor(net, s), next = runOnce(net, wanted, s.tokens, entryOf(s.name), titleOf(s.name, wanted));
+      scoreLine(status, next, !next.asked || alike(wanted, net.rules) ? null : runOnce(net, net.rules, s.tokens, entryOf(s.name), "").right);
       run = next;
       alert.hidden = true;
-      const count = next.asked ? [h("b", {}, `${next.right} of ${plural(next.asked, "question")} right`), plain === null ? "" : ` (as trained ${plain})`] : ["nothing is asked"];
-      status.replaceChildren(...count, ` · ${plural(s.tokens.length, "token")} in ${Math.round(next.took)} ms`);
       Object.assign(root.dataset, { right: next.right, asked: next.asked, took: next.took.toFixed(1) });
       show();
       root.dataset.state = "ready";
@@ -110,18 +126,18 @@ function live(model, root) {
     saving = false;
     go();
   };
-  const sequence = (entry, length, seed) => drawTask({ ...entry, length, pairs: entry.task === "mqar" ? Math.min(length >> 2, (entry.vocab_size >> 1) - 1) : 8 }, seed);
   set.model = (name) => {
     const entry = entryOf(name), before = entryOf(s.name), { aggregation, gate = "context", top_k = 4, segment_size = 16 } = entry.rules;
-    const other = entry.task !== before.task || entry.vocab_size !== before.vocab_size;
-    set({ name, aggregation: aggregation === "attention" ? "none" : aggregation, gate, top_k, size: segment_size, ...(other ? { tokens: sequence(entry, s.tokens.length >= 64 ? s.tokens.length : 256, s.seed) } : {}) });
+    const other = entry.task !== before.task || entry.vocab_size !== before.vocab_size, length = LENGTHS.includes(s.tokens.length) ? s.tokens.length : 256;
+    set({ name, aggregation: aggregation === "attention" ? "none" : aggregation, gate, top_k, size: segment_size, ...(other ? { tokens: drawnFor(entry, length, s.seed) } : {}) });
   };
-  set.draw = ({ length = LENGTHS.includes(s.tokens.length) ? s.tokens.length : 256, seed = s.seed }) => set({ seed, tokens: sequence(entryOf(s.name), length, seed) });
+  set.draw = ({ length = LENGTHS.includes(s.tokens.length) ? s.tokens.length : 256, seed = s.seed }) => set({ seed, tokens: drawnFor(entryOf(s.name), length, seed) });
   set.token = (token) => set({ tokens: s.tokens.map((old, t) => (t === held ? token : old)) });
   set.text = (text) => { try { set({ tokens: parseTokens(text, entryOf(s.name).vocab_size) }); } catch (error) { failed(error); } };
   const rules = rulesPanel(entries, set), edit = tokensPanel(set), states = statesPanel();
   alert.hidden = true;
-  root.replaceChildren(heading(data.title, data.how ?? "Choose a model and how its memories are read, click a token and change it. All is computed in this page."), rules.el, edit.el, alert, status, view, states.el);
+  root.replaceChildren(heading(data.title, "Choose a model and how its memories are read; click a token, or change it. All is computed where you are."),
+    rules.el, edit.el, alert, status, view, states.el);
   go();
   const follow = () => { if (!saving && names.some((name) => model.get(name) !== s[name])) { s = { ...s, ...read() }; go(); } };
   return { ...Object.fromEntries(names.map((name) => [name, follow])), token: (t) => { if (t !== held && run && t >= 0 && t < s.tokens.length) { held = t; show(); } } };

@@ -1,9 +1,9 @@
 // A trained language model in the page: its weights from a safetensors file, and its forward pass as mc.nn computes it, with a linear
-// memory or with attention in its blocks. Vectors of T tokens are rows of one Float32Array; sums are taken in double precision.
+// memory or with attention in its blocks. Weights are 32 bits wide, all that is computed from them 64.
 
+// Of MCConfig.
 const DEFAULTS = { backend: "linear", aggregation: "grm", segmentation: "constant", segment_size: 64, init: "independent", gate: "context",
   top_k: 4, pool: "mean", gate_scale: 1, softmax: "chosen", conv_size: 2 };
-const WAYS = ["none", "residual", "grm", "soup", "ssc"];
 
 // { config, weights: { name: { data, shape } } } of the bytes of a file that LanguageModel.save wrote.
 function readModel(bytes, name = "the file") {

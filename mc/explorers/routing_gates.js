@@ -21,7 +21,7 @@ function readVariant(v, data) {
   let count = 0;
   const offsets = spans.map(([, , from, until]) => { count += until - from; return count - until; });
   // Gates that the page has computed itself are numbers already, memory by memory as they would be packed.
-  const bits = data.chosen && unpackBits(data.chosen), sparse = data.kind === "ssc";
+  const bits = data.chosen && unpackBits(data.chosen), sparse = Boolean(data.chosen) || data.kind === "ssc";
   const values = ArrayBuffer.isView(data.gates) ? data.gates : data.gates && spread(unpack(data.gates), bits, count * layers * heads);
   if (values && values.length !== count * layers * heads)
     throw new Error(`the gates of ${data.name} are ${values.length} numbers, expected ${count} × ${layers} × ${heads}.`);
@@ -70,7 +70,8 @@ function remark(w) {
   const later = w.init === "checkpoint" ? " Each state is a checkpoint: it holds all tokens up to the end of its segment, so later states hold the true pair too." : "";
   return ({ residual: "Residual: every cached memory is read with weight one, so there is nothing to choose.",
     soup: "Soup: the gates mix the cached memories into one memory, which is then read.",
-    ssc: `Sparse: each head reads the ${w.top_k} cached memories that it scores highest, outlined here; the others stay shut.` }[w.kind] ?? "") + later;
+    ssc: `Sparse: each head reads the ${w.top_k} cached memories that it scores highest, outlined here; the others stay shut.`,
+    top_p: `Top-p: each head reads the fewest memories whose gates exceed the share ${w.top_p}, outlined here; the others stay shut.` }[w.kind] ?? "") + later;
 }
 
 function shelfSlot(v, w, slot) {
