@@ -28,6 +28,9 @@ def written(name, M, k, v, c):
     if name == "swla":
         last = torch.outer(M["v"], M["k"])
         return {"m": c["alpha"] * M["m"] + c["beta"] * last + c["lam"] * torch.outer(v, k), "k": k, "v": v}
+    if name == "gated_delta":
+        kept = c["alpha"] * M["m"]
+        return {"m": kept - c["eta"] * torch.outer(kept @ k - v, k)}
     to_w1, to_w2 = slopes(M, k, v, squared=name == "titans")
     if name == "dla":
         return {"w1": M["w1"] - c["eta"] * to_w1, "w2": M["w2"] - c["eta"] * to_w2}

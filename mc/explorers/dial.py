@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINES', 'TURNED', 'EXPONENTS', 'SIZES', 'numbered', 'dial_data', 'read', 'still_of', 'Dial']
 
-# %% ../../nbs/workshop/explorer_dial.ipynb #5e452e70
+# %% ../../nbs/workshop/explorer_dial.ipynb #36454bb9
 import base64
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import traitlets
 
 from ..checks.values import check_size
-from ..costs import MEMORIES, MIXERS, costs
+from ..costs import MEMORIES, costs
 from .base import Explorer, as_text, parts
 from ..evidence.records import read_records
 from ..storage import load_json
