@@ -7,7 +7,7 @@ __all__ = ['explore', 'AttentionConfig', 'DLABackend', 'DLAMemory', 'GatedDeltaB
            'LinearMemory', 'LinearMemoryBackend', 'LMConfig', 'MCConfig', 'Memory', 'MemoryCachingLayer',
            'SegmentCache', 'SWLABackend', 'SWLAMemory', 'TitansBackend', 'TitansMemory', 'memory_caching']
 
-# %% ../nbs/workshop/package.ipynb #7656d3fb
+# %% ../nbs/workshop/package.ipynb #277a3162
 import importlib
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:  # for editors; a program gets each name when it asks for it
     from mc.memory.protocol import Memory
     from mc.memory.swla import SWLAMemory
     from mc.memory.titans import TitansMemory
-    from mc.nn.model import AttentionConfig, LanguageModel, LMConfig
+    from mc.nn.attention import AttentionConfig
+    from mc.nn.model import LanguageModel, LMConfig
 
-_homes = ("cache", "functional", "nn.backends", "nn.layer", "nn.model")
+_homes = ("cache", "functional", "nn.attention", "nn.backends", "nn.layer", "nn.model")
 _homes += ("memory.dla", "memory.gated_delta", "memory.linear", "memory.protocol")
 _homes += ("memory.swla", "memory.titans")
 
