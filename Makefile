@@ -68,6 +68,7 @@ _build/html/.complete: $(INPUTS)
 	$(if $(filter-out nbs/% book/runs/% %.md,$?),rm -f $@)
 	[ -f $@ ] && all= || { all=--all; rm -rf _build/html; }; rm -f $@; $(call quietly,book,jupyter-book build . -W -n --keep-going $$all)
 	touch $@
+	python book/_tools/shown.py || true
 
 serve: book
 	echo "http://127.0.0.1:$(PORT) (Ctrl-C stops)"

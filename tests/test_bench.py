@@ -1,5 +1,6 @@
 """Benchmarks from the command line: kept, gone on with, validated, and ended with whoever asked for them."""
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,15 @@ def test_a_record_cut_in_half_is_named(tmp_path):
 def test_wrong_requests_end_with_a_sentence_and_code_2(arguments, message, tmp_path):
     result = mc(*arguments, *(["--notebooks", tiny(tmp_path)] if arguments[0] == "bench" else []))
     assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "nbs/bench").glob("*.md")), ids=lambda f: f.stem)
+def test_a_results_page_answers_before_it_says_how(source):
+    "Title, figure, answer from the records, what it does not say; parameters and this copy's run are below, under Reproduce."
+    text = source.read_text()
+    title, order = re.search(r"^# (.+)", text, re.M)[1], ["display(", "say(", "**What it does not say.**", "\n## Reproduce\n", "mc bench", ":tags: [parameters]"]
+    places = [text.index(part, text.index("# " + title)) for part in order]
+    assert title.endswith("?") and places == sorted(places) and "### This copy's run" in text
 
 
 def test_needles_are_scored_at_every_length(tmp_path):

@@ -242,7 +242,7 @@ DOORS = [
     ("pool", lambda kind: pool(torch.ones(4), torch.ones(1), torch.tensor(0.0), kind), "kind", CHOICE, None),
     ("join_pools", lambda kind: join_pools(torch.ones(2, 4), torch.ones(2), kind), "kind", CHOICE, None), ("choose", lambda k: choose(torch.ones(3), k), "k", SIZE, None),
     ("of_mask", lambda mask: Packing.of_mask(mask, (2, 6)), "mask", fewer(MASKS, "meta"), "attention_mask"), ("of_bounds", lambda bounds: Packing.of_bounds(bounds, (1, 6)), "bounds", fewer(BOUNDS, "t-meta"), "cu_seqlens"),
-    ("trace", lambda scores: Trace(scores, TRACE.gates, TRACE.chosen, (), CACHE, 0), "scores", DENSE | {"rank": Q[0], "shape": Q}, "scores|gates"), ("trace.of", Trace.of, "run", {"none": None, "tuple": (), "trace": TRACE}, None),
+    ("trace", lambda scores: Trace(scores, TRACE.gates, TRACE.chosen, (), CACHE, 0), "scores", DENSE | {"rank": Q[0], "shape": Q}, "scores|gates"), ("trace.of", Trace.of, "passed", {"none": None, "tuple": (), "trace": TRACE}, None),
     ("trace before", lambda before: replace(TRACE, before=before), "before", fewer(SIZE, "zero"), None), ("trace cache", lambda cache: replace(TRACE, cache=cache), "cache", {"none": None, "dict": {}, "keys": KEYS}, None),
     ("costs way", price, "way", CHOICE, None), ("costs memory", price, "memory", CHOICE, None), *[(f"costs {n}", price, n, SIZE, None) for n in ("tokens", "segment_size", "head_size", "top_k")],
     ("break_even", costs.break_even, "head_size", SIZE, None), ("seen", lambda most: costs.seen(9, 4, most), "most", fewer(SIZE, "zero"), None), ("memory_sizes", lambda memory: costs.memory_sizes(memory, 4), "memory", CHOICE, None),

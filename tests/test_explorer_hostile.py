@@ -1,5 +1,4 @@
 """Explorers under what readers may give them: a page that a browser can read, of at most 3 MB, or one clear sentence."""
-import copy
 import json
 import re
 import time

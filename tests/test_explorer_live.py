@@ -168,7 +168,7 @@ def state_of(widget):
     return {name: getattr(widget, name) for name in names}
 
 
-def book(page, widget, missing={}):
+def book(page, widget, missing=()):
     """The widget as the book shows it: without weights, which lie beside the page. `page.asked`: those that were fetched;
     `missing`: files that are not there (None), or that hold something else."""
     saved = {"model_name": "AnyModel", "state": state_of(widget) | {"_esm": str(widget._esm), "_css": str(widget._css)}}
@@ -182,7 +182,7 @@ def book(page, widget, missing={}):
         if path.startswith("_static/models/"):
             page.asked.append(path.removeprefix("_static/models/"))
             task, _, file = page.asked[-1].split("/")
-            content = missing.get(file, (RESULTS / task / "cpu/models" / file).read_bytes())
+            content = dict(missing).get(file, (RESULTS / task / "cpu/models" / file).read_bytes())
             return route.fulfill(status=404, body="") if content is None else route.fulfill(body=content)
         if path == "_static/vendor/host.js":
             return route.fulfill(body=parts("js", "host"), content_type="text/javascript")

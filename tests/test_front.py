@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mc.evidence.records import interval, read_records
 from mc.evidence.runs import MQARRun
 from mc.evidence.speed.records import read_speed
+from mc.nn.model import LanguageModel
+from mc.tasks.mqar import MQAR
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,3 +81,34 @@ def test_drawings_have_words_and_take_their_colours_from_the_page(path):
     assert {use for use in re.findall(r'href="#([\w-]+)"', html)} <= set(ids)
     used = [name for name, text in ((p, p.read_text()) for p in (ROOT / "nbs").glob("*/*.md")) if f"drawings/{path.name}" in text]
     assert used
+
+
+def test_the_picture_of_the_readme_is_the_drawing_of_the_landing_page():
+    picture, = re.findall(r"!\[.{100,}\]\((\S+\.svg)\)", README)
+    drawn = lambda text: re.search(r"<defs>.*?</svg>", text, re.S)[0]
+    assert drawn((ROOT / picture).read_text()) == drawn((ROOT / picture).with_suffix(".html").read_text())
+
+
+def test_the_landing_page_opens_on_a_question_that_gates_answer_and_others_do_not(page, site):
+    page.goto(f"{site}nbs/start/landing.html")
+    root = page.locator(".mc-routing").first
+    root.wait_for(timeout=20_000)
+    token, right = int(root.get_attribute("data-token")), {}
+    batch = MQAR().sample(1, torch.Generator().manual_seed(2026))
+    for variant in ("attention", "none", "residual", "grm", "ssc"):
+        model = LanguageModel.load(ROOT / f"results/mqar/cpu/models/{variant}.safetensors")
+        with torch.no_grad():
+            right[variant] = (model(batch.tokens)[0].argmax(-1) == batch.labels[0])[token].item()
+    assert right == {"attention": True, "none": False, "residual": False, "grm": True, "ssc": True}
+    rows = page.locator("table.dataframe tbody tr")
+    assert [("right" in rows.nth(i).inner_text()) for i in range(5)] == list(right.values())
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.parametrize("name", ["landing", "five_minutes"])
+def test_letters_of_the_drawings_are_large_enough(page, site, name, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{site}nbs/start/{name}.html")
+    sizes = page.locator(".mc-drawing svg:visible text").evaluate_all(
+        "all => all.map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)")
+    assert len(sizes) > 5 and min(sizes) >= 11, sizes

@@ -38,29 +38,38 @@
     const narrow = width < NARROW;
     const layout = Object.assign({ uirevision: "kept", height: 400 }, given, { autosize: true, template: template(given.template, narrow) });
     delete layout.width;
-    if (!narrow) return layout;
+    // Rooms of fixed size: where plotly measures a title itself and draws again meanwhile, it takes the whole figure for the title's.
     const title = typeof given.title === "string" ? { text: given.title } : given.title;
+    if (title && title.text) layout.title = Object.assign({}, title, { automargin: false });
+    const below = { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" };
+    if (!narrow) {
+      if (!given.legend || given.legend.y === undefined) layout.legend = Object.assign(below, given.legend);
+      return layout;
+    }
     if (title && title.text) {
-      const text = wrap(title.text, Math.floor(width / 8));
-      const top = 9 * text.split("<br>").length;    // plotly centres the lines where one line would be
-      layout.title = Object.assign({}, title, { text: text, font: Object.assign({}, title.font, { size: 14 }), yref: "container", y: 1, yanchor: "top", pad: { t: top } });
+      const text = wrap(title.text, Math.floor(width / 8)), lines = text.split("<br>").length;
+      const top = 9 * lines;    // plotly centres the lines where one line would be
+      layout.margin = Object.assign({ t: Math.max(60, 22 + 19 * lines) }, given.margin);
+      layout.title = Object.assign(layout.title, { text: text, font: Object.assign({}, title.font, { size: 14 }), yref: "container", y: 1, yanchor: "top", pad: { t: top } });
     }
     const small = (font) => Object.assign({}, font, { size: Math.min(11, (font && font.size) || 11) });
     layout.annotations = (given.annotations || []).map((a) => Object.assign({}, a, { font: small(a.font) }));
-    layout.legend = Object.assign({}, given.legend, { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" });
+    layout.legend = Object.assign({}, given.legend, below);
     return layout;
   }
 
   async function draw(holder) {
     const spec = JSON.parse(holder.querySelector("script").textContent), plot = document.createElement("div");
     holder.append(plot);
-    const config = Object.assign({ responsive: true, displaylogo: false }, spec.config);
-    let narrow = holder.clientWidth < NARROW;
-    await Plotly.newPlot(plot, { data: spec.data, layout: layoutFor(spec.layout, holder.clientWidth), frames: spec.frames, config: config });
-    holder.redraw = () => Plotly.react(plot, plot.data, layoutFor(spec.layout, holder.clientWidth), config);
-    new ResizeObserver(() => {
-      if (narrow === (narrow = holder.clientWidth < NARROW)) return;
-      holder.redraw();
+    const config = Object.assign({ displaylogo: false }, spec.config);
+    let width = holder.clientWidth;
+    await Plotly.newPlot(plot, { data: spec.data, layout: layoutFor(spec.layout, width), frames: spec.frames, config: config });
+    holder.redraw = () => Plotly.react(plot, plot.data, layoutFor(spec.layout, width), config);
+    new ResizeObserver(() => {    // the window's size, a sidebar, or what it stands in opens; where it is folded it has no width
+      const before = width, now = holder.clientWidth;
+      if (!now || now === before) return;
+      width = now;
+      (before < NARROW) === (now < NARROW) ? Plotly.Plots.resize(plot).catch(() => {}) : holder.redraw();
     }).observe(holder);
     holder.dataset.ready = "yes";
   }

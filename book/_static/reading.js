@@ -14,6 +14,9 @@
     target.scrollIntoView();
   }
   addEventListener("hashchange", open);
+  addEventListener("toggle", (event) => {    // what was drawn where it had no room looks again
+    if (event.target.matches("details.mc-fold[open]")) dispatchEvent(new Event("resize"));
+  }, true);
   addEventListener("click", (event) => {    // the address that is there already changes no hash
     const link = event.target.closest("a[href]");
     if (link && link.hash && link.href === location.href) open();

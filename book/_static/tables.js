@@ -9,14 +9,13 @@
   const number = (n) => n.toLocaleString("en");
 
   // A menu of a column's values; the others' choices narrow what it offers no further, so every combination can be undone.
-  function menu(dt, column, name, chosen) {
+  function menu(dt, texts, column, name, chosen) {
     const select = make("select", { ariaLabel: name }, make("option", { value: "" }, "all"));
-    const seen = new Set(dt.column(column).nodes().toArray().map((cell) => cell.textContent));
-    for (const value of seen) select.append(make("option", { value: value }, value || "none"));
+    for (const value of new Set(texts.map((row) => row[column]))) select.append(make("option", { value: value }, value || "none"));
     select.value = chosen || "";
     const apply = () => {
       const wanted = select.value;
-      dt.column(column).search.fixed("menu", wanted ? (text, data, row) => dt.cell(row, column).node().textContent === wanted : null);
+      dt.column(column).search.fixed("menu", wanted ? (text, data, row) => texts[row][column] === wanted : null);
     };
     select.addEventListener("change", () => { apply(); dt.draw(); });
     apply();
@@ -24,12 +23,7 @@
   }
 
   // One dot a row, over the labels of its group.
-  function plotter(dt, names, plot, holder) {
-    const read = (row, column) => {
-      const cell = dt.cell(row, column).node();
-      return cell.dataset.order === undefined ? NaN : Number(cell.dataset.order);
-    };
-    const text = (row, column) => dt.cell(row, column).node().textContent;
+  function plotter(dt, texts, orders, names, plot, holder) {
     const select = make("select", { ariaLabel: "plotted" }, ...plot.x.map((c) => make("option", { value: c }, names[c])));
     const area = make("div", { className: "mc-table-area" });
     const many = make("p", { className: "mc-table-note" });
@@ -38,13 +32,13 @@
       const css = getComputedStyle(document.documentElement), of = (name) => css.getPropertyValue("--pst-color-" + name).trim();
       const column = Number(select.value), groups = new Map(), labels = new Set();
       for (const row of dt.rows({ search: "applied", order: "index" }).indexes().toArray()) {
-        const x = read(row, column);
-        if (Number.isNaN(x)) continue;
-        const label = plot.y.map((c) => text(row, c)).join(", "), key = text(row, plot.colour);
+        const x = orders[row][column], text = texts[row];
+        if (x === null) continue;
+        const label = plot.y.map((c) => text[c]).join(", "), key = text[plot.colour];
         if (!groups.has(key)) groups.set(key, { x: [], y: [], hover: [] });
         const group = groups.get(key);
         group.x.push(x); group.y.push(label); labels.add(label);
-        group.hover.push(names.map((name, c) => name + ": " + text(row, c)).join("<br>"));
+        group.hover.push(names.map((name, c) => name + ": " + text[c]).join("<br>"));
       }
       many.textContent = labels.size ? "" : "None of the rows has a number in this column.";
       area.hidden = !labels.size;
@@ -78,13 +72,19 @@
       table.classList.add("mc-stack");
       for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
     }
+    const rows = [...table.tBodies[0].rows].map((row) => [...row.cells]), texts = rows.map((row) => row.map((c) => c.textContent));
+    const orders = rows.map((row) => row.map((c) => (c.dataset.order ? Number(c.dataset.order) : null)));
+    for (const i of names.keys()) {    // a column of numbers sorts as such only if every cell has one, or nothing
+      const cells = rows.map((row) => row[i]);
+      if (cells.some((c) => c.dataset.order)) cells.forEach((c) => { c.dataset.order ||= ""; });
+    }
     const paged = total > options.page;
     const dt = new window.mcDataTable(table, {
       order: [], autoWidth: false, pageLength: options.page, paging: paged, info: false, lengthChange: false,
       layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: paged ? "paging" : null },
     });
     table.setAttribute("aria-label", caption);
-    const menus = options.filters.map((c) => menu(dt, c, names[c], options.chosen[c]));
+    const menus = options.filters.map((c) => menu(dt, texts, c, names[c], options.chosen[c]));
     const search = make("input", { type: "search", ariaLabel: "search in all columns" });
     search.addEventListener("input", () => dt.search(search.value).draw());
     const count = make("output", { className: "mc-table-count" });
@@ -95,7 +95,7 @@
     if (options.plot && window.Plotly) {
       const place = make("div", { className: "mc-table-plot" });
       holder.before(place);
-      plot = plotter(dt, names, options.plot, place);
+      plot = plotter(dt, texts, orders, names, options.plot, place);
     }
     dt.on("draw", () => { count.textContent = number(dt.rows({ search: "applied" }).count()) + " of " + number(total) + " rows"; });
     let before = "";

@@ -31,7 +31,7 @@ def verdict(low: float, high: float, bound: float = 0.0, side: int = 1) -> str:
         return "undecided"
     return "holds" if (low > bound) == (side > 0) else "fails"
 
-# %% ../../nbs/workshop/ledger.ipynb #60f309af
+# %% ../../nbs/workshop/ledger.ipynb #b493ac3e
 @dataclass(frozen=True)
 class Found:
     "What was found for a claim: a number with its interval, or a test that proves it."
@@ -57,7 +57,8 @@ class Found:
         if self.kind == "proof":
             return "equal in float64"
         scale, sign = (100, "+.1f") if self.kind == "points" else (1, ".2f")
-        mean, low, high = (format(scale * x, sign) for x in (self.mean, self.low, self.high))
+        spread = (self.mean, self.low, self.high)
+        mean, low, high = (format(scale * x, sign).replace("-", "−") for x in spread)
         between = f" ({low} to {high})" if math.isfinite(self.low) else ""
         bound = f", bound {self.bound:g}" if self.bound not in (0, 1) else ""
         runs = f"{self.runs} {self.per}s" if self.runs > 1 else f"one {self.per}"

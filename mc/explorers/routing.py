@@ -32,7 +32,7 @@ from ..nn.model import LanguageModel
 
 from ..tasks.mqar import IGNORE, Batch
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #337e5e61
+# %% ../../nbs/workshop/explorer_routing.ipynb #c19110b9
 def answers(seen: Seen, batch: Batch, words: list[str]) -> dict:
     """What a model answers to the tokens (1, W) of `batch`. `answers`: the three best (fewer
     in a smaller vocabulary) and their probabilities, at questions, or everywhere if nothing is
@@ -70,7 +70,7 @@ def variant_data(
     `memories`: of each cached one its first token and one past its last, then the same of
     the tokens that can read it, all less `start`. `gates`, only where something is weighed:
     packed, memory by memory, the online one last, for each of these tokens (layers, heads).
-    `chosen`, for SSC: a bit for each, and `gates` holds those that are set.
+    `chosen`, where some are chosen: a bit for each, and `gates` holds those that are set.
     """
     mixer, nothing = model.config.mixer, [None] * batch.tokens.shape[1]
     about = {
@@ -78,6 +78,7 @@ def variant_data(
         "kind": mixer.aggregation,
         "init": mixer.init,
         "top_k": int(mixer.top_k),
+        "top_p": float(mixer.top_p),
         "layers": len(model.blocks),
         "heads": int(mixer.num_heads),
     }
@@ -98,7 +99,7 @@ def variant_data(
         # (layers, W, heads, M+1) to (readings, layers, heads)
         kept = lambda part: part.permute(3, 1, 0, 2)[readers]
         gates = kept(seen.gates)
-        if mixer.aggregation == "ssc":
+        if mixer.way.choose:
             chosen = kept(seen.chosen)
             bits = np.packbits(chosen.numpy(), bitorder="little").tobytes()
             data["chosen"] = base64.b64encode(bits).decode()

@@ -84,7 +84,7 @@ def tables(table: int | None = None):
         raise ImportError(f"{error}: {need}") from error
     return DataFrame(rows, columns=Number._fields)
 
-# %% ../../nbs/evidence/paper_tables.ipynb #733a5a0f
+# %% ../../nbs/evidence/paper_tables.ipynb #9c4d594e
 @cache
 def _bases() -> dict[tuple, float]:
     return {(n.table, n.scale, n.model, n.metric, n.context): n.value for n in _all() if n.variant == "base"}
@@ -127,7 +127,7 @@ def spread(values: Iterable[float], unit: str = "points") -> str:
     "The smallest and the largest of some differences, in words."
     low, high = min(values := list(values)), max(values)
     both = f"{low:+.2f}" if low == high else f"{low:+.2f} to {high:+.2f}"
-    return f"{both} {unit}"
+    return f"{both} {unit}".replace("-", "−")
 
 
 COPIED = {  # (table, scale, model) of base rows that stand in earlier papers too
