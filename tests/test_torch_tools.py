@@ -41,7 +41,7 @@ def float64_and_quiet():
 def layer_of(cell, seed=0):
     torch.manual_seed(seed)
     memory, way, cut, init = cell
-    layer = mc.MemoryCachingLayer(mc.MCConfig(8, 2, memory, way, cut, 2, init, chunk_size=2, top_k=1))
+    layer = mc.MemoryCachingLayer(mc.MCConfig(8, 2, memory, way, cut, init, segment_size=2, chunk_size=2, top_k=1))
     for p in layer.parameters():
         p.data += 0.1 * torch.randn_like(p)
     return layer
