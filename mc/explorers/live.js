@@ -29,7 +29,7 @@ function fromKernel(model, name) {
 }
 
 // Everything that the panels show of one run: the data of the routing explorer, with gates as numbers.
-function runOnce(net, rules, tokens, { name, vocab_size }, title) {
+function runOnce(net, rules, tokens, { name, label = name, vocab_size }, title) {
   const started = performance.now(), { logits, traces } = forward(net, tokens, rules), took = performance.now() - started;
   const T = tokens.length, sources = sourcesOf(tokens, vocab_size), asks = sources.some((s) => s !== null);
   const probabilities = (t) => { const row = Float64Array.from(logits.subarray(t * vocab_size, (t + 1) * vocab_size)); softmax(row, vocab_size); return row; };
@@ -39,7 +39,7 @@ function runOnce(net, rules, tokens, { name, vocab_size }, title) {
   const { N, size, H } = traces[0], slots = N + 1, gates = [];
   if (weighs(rules.aggregation)) for (let slot = 0; slot < slots; slot++) for (let t = slot < N ? (slot + 1) * size : 0; t < T; t++)
     for (const trace of traces) for (let head = 0; head < H; head++) gates.push(trace.gates[(t * H + head) * slots + slot]);
-  const variant = { name, kind: rules.aggregation, init: rules.init, top_k: rules.top_k, layers: traces.length, heads: H,
+  const variant = { name: label, kind: rules.aggregation, init: rules.init, top_k: rules.top_k, layers: traces.length, heads: H,
     memories: range(N, (n) => [n * size, (n + 1) * size, (n + 1) * size, T]), answers: told.map((row) => row && best(row)),
     target_prob: told.map((row, t) => (row && sources[t] !== null ? row[tokens[sources[t]]] : null)), ...(gates.length ? { gates: Float64Array.from(gates) } : {}) };
   const data = { title, tokens: tokens.map(String), roles: asks ? rolesOf(sources) : tokens.map(() => "token"), source: sources,
@@ -109,7 +109,7 @@ function live(model, root) {
     try {
       const net = await netOf(s.name);
       if (mine !== ticket) return; // something was changed meanwhile
-      const wanted = rulesFor(net, s), next = runOnce(net, wanted, s.tokens, entryOf(s.name), titleOf(s.name, wanted));
+      const wanted = rulesFor(net, s), next = runOnce(net, wanted, s.tokens, entryOf(s.name), titleOf(entryOf(s.name).label ?? s.name, wanted));
       scoreLine(status, next, !next.asked || alike(wanted, net.rules) ? null : runOnce(net, net.rules, s.tokens, entryOf(s.name), "").right);
       run = next;
       alert.hidden = true;
