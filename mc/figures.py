@@ -14,7 +14,7 @@ from torch import Tensor
 from .checks.values import check_kind, check_number, dense, refusal
 from .read.ways import WAYS
 
-# %% ../nbs/workshop/figures.ipynb #55b3832b
+# %% ../nbs/workshop/figures.ipynb #1472e1a8
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
@@ -58,7 +58,7 @@ for memory, label in (("dla", "DLA"), ("titans", "Titans")):
         COLOURS[f"{memory}-{mixer}"] = COLOURS[mixer]
         DASHES[f"{memory}-{mixer}"] = DASHES[mixer]
         NAMES[f"{memory}-{mixer}"] = f"{label}, {NAMES[mixer].split(',')[0]}"
-SEQUENTIAL, DIVERGING = "Cividis", "RdBu"
+SEQUENTIAL, DIVERGING = "Cividis", "RdBu_r"
 
 pio.templates["mc"] = go.layout.Template(
     layout=dict(

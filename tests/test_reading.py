@@ -96,7 +96,7 @@ def test_a_link_opens_what_it_leads_into(page, site):
     section = page.locator("details.mc-section")
     assert section.get_attribute("open") is None
     page.locator("a[href$='#reproduce']:visible").first.click()
-    assert section.get_attribute("open") is not None
+    page.wait_for_selector("details.mc-section[open]")
     section.evaluate("e => { e.open = false; e.querySelector('p').id = 'inside' }")
     page.evaluate("location.hash = '#inside'")
     page.wait_for_function("document.querySelector('details.mc-section').open")

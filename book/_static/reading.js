@@ -71,7 +71,7 @@
     const link = term(event.target);
     if (link) later(() => show(link), owner ? 60 : 180);
     else if (tip.contains(event.target)) clearTimeout(timer);
-    else later(hide, 220);
+    else if (document.activeElement !== owner) later(hide, 220);    // a page that scrolls under the pointer hides nothing
   });
   document.addEventListener("focusin", (event) => {
     const link = term(event.target);

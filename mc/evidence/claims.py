@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURE', 'NONE', 'WAYS', 'dla', 'short', 'long', 'CLAIMS', 'every', 'ablated', 'against', 'to_attention']
 
-# %% ../../nbs/start/what_holds.ipynb #e25524d5
+# %% ../../nbs/start/what_holds.ipynb #5cef33b2
 from .ledger import Claim, cell, change, growth, paired, proved, ratio
 from ..paper import gains, numbers, spread, summary
 
@@ -74,7 +74,7 @@ CLAIMS = [
           paired("mqar/deep/dla-soup", "mqar/deep/dla-none"), "nbs/see/soup"),
     Claim("deep over linear", "With caching, a deep memory recalls more than a linear one.", "Table 5", ablated("GRM", "linear memory"),
           paired("mqar/deep/dla-grm", "mqar/cpu/grm"), "nbs/memories/dla"),
-    Claim("short segments", "Shorter segments recall more.", "Sec. 5: 16 to 512 announced, no table", NONE,
+    Claim("short segments", "Shorter segments recall more.", "Sec. 5: lengths 16 to 512, no table", NONE,
           paired("dial/cpu/segments-8/grm", "dial/cpu/segments-128/grm"), "nbs/see/segments"),
     Claim("GRM against attention", "Caching trains faster than attention on long texts.", "Sec. 5.7, Fig. 4", FIGURE,
           ratio("speed/cpu/attention-32"), "nbs/evidence/costs"),
