@@ -33,14 +33,19 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def poisoned():
-    "New tensors that nobody has written to are NaN, so that an output that was forgotten cannot pass."
+def poisoned(monkeypatch):
+    "Tensors that are made without values are NaN, so that an output that nobody wrote cannot pass."
     import torch
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)    # which fills them
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before)
+
+    def full(make):
+        def filled(*args, **kwargs):
+            made = make(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() and not made.is_meta else made
+        return filled
+
+    for home, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(home, name, full(getattr(home, name)))
+    assert torch.empty(3).isnan().all()
 
 
 def chromium():

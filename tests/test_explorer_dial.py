@@ -119,7 +119,7 @@ def test_the_page_counts_as_mc_does(dial, page):
 
 
 def test_the_crossovers_are_those_of_mc(dial, page):
-    said = {"operations": "takes fewer operations than", "carried": "carries less than", "fetched": "fetches less than"}
+    said = {"operations": "takes fewer operations than", "carried": "keeps less than", "fetched": "fetches less than"}
     found = set()
     for memory, way, C in [("linear", "grm", 64), ("linear", "ssc", 16), ("linear", "residual", 8), ("deep", "grm", 64), ("deep", "soup", 256)]:
         choose(dial, memory)

@@ -31,7 +31,7 @@ const SLIDERS = { // [name, symbol, smallest and largest power of two]
 };
 const COUNTS = {
   operations: ["operations", "multiply-adds per token", 1, "", "takes fewer operations than"],
-  carried: ["carried", "bytes kept after the text, float32", BYTES, "B", "carries less than"],
+  carried: ["kept", "bytes kept after the text, float32", BYTES, "B", "keeps less than"],
   fetched: ["decode traffic", "bytes that the next token reads", BYTES, "B", "fetches less than"],
 };
 const GRID = range(105, (i) => Math.round(2 ** (5 + i / 8)));
@@ -178,7 +178,7 @@ function table(data) {
   const columns = ["none", "way", "attention"], rows = [...Object.keys(COUNTS), "time"];
   const cells = Object.fromEntries(rows.map((row) => [row, columns.map((column) => h("td", { "data-count": row, "data-column": column }))]));
   const heads = columns.map((column) => h("th", { scope: "col" }, h("span", { class: `swatch ${column}` }), h("span", {})));
-  const titles = { operations: "operations per token", carried: "carried after T tokens", fetched: "read by the next token", time: "CPU time per token, measured" };
+  const titles = { operations: "operations per token", carried: "kept after T tokens", fetched: "read by the next token", time: "CPU time per token, measured" };
   const lines = rows.map((row) => h("tr", {}, h("th", { scope: "row" }, titles[row]), ...cells[row]));
   const el = h("table", {}, h("thead", {}, h("tr", {}, h("td", {}), ...heads)), h("tbody", {}, ...lines));
   const fill = (row, values, show) => cells[row].forEach((cell, i) => {
@@ -227,7 +227,7 @@ function explorer(model, root) {
     previewed = null;
     draw();
     const share = (count) => (costs(s.way, s)[count] / costs("attention", s)[count]).toPrecision(2);
-    spoken.say(`${whole(s.tokens)} tokens, segments of ${s.segment_size}: ${nameOf(s.way)} takes ${share("operations")} of attention’s operations, carries ${share("carried")} and reads ${share("fetched")} of its bytes.`);
+    spoken.say(`${whole(s.tokens)} tokens, segments of ${s.segment_size}: ${nameOf(s.way)} takes ${share("operations")} of attention’s operations, keeps ${share("carried")} and reads ${share("fetched")} of its bytes.`);
   };
   const set = (some) => { show({ ...s, ...some }); model.set("setting", s); model.save_changes(); };
   const preview = (T) => { if (T !== previewed) { previewed = T; draw(); } };

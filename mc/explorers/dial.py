@@ -66,12 +66,12 @@ def read(folder: Path, mqar: str | Path) -> dict:
         "recall_at": f"{task['pairs']} pairs in {task['length']} tokens, one seed.",
     }
 
-# %% ../../nbs/workshop/explorer_dial.ipynb #50625814
+# %% ../../nbs/workshop/explorer_dial.ipynb #28e620af
 LINES = (("attention", "#0072b2", "2 4"), ("grm", "#007a58", "10 4"), ("none", "#b86e00", ""))
 
 
 def still_of(segment_size: int, head_size: int) -> dict:
-    "A still picture, and its words: numbers carried against the text, on logarithmic axes."
+    "A still picture, and its words: numbers kept against the text, on logarithmic axes."
     check_size("segment_size", segment_size)
     check_size("head_size", head_size)
     lengths = [2 ** (5 + i / 4) for i in range(53)]
@@ -89,12 +89,12 @@ def still_of(segment_size: int, head_size: int) -> dict:
     picture = (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 280" width="640">'
         f'<rect width="600" height="280" fill="#f4f6f9"/>{"".join(paths)}'
-        '<text x="10" y="20" font-size="14">numbers carried</text>'
+        '<text x="10" y="20" font-size="14">numbers kept</text>'
         '<text x="500" y="274" font-size="14">tokens</text></svg>'
     )
     source = base64.b64encode(picture.encode()).decode()
     alt = (
-        f"Numbers carried by a head of {head_size} after 32 to 262,144 tokens, on logarithmic "
+        f"Numbers kept by a head of {head_size} after 32 to 262,144 tokens, on logarithmic "
         "axes. Attention (dotted) grows with the text. GRM with segments of "
         f"{segment_size} (dashed) is flat at first and then grows in parallel to it. The "
         "recurrent model (solid) stays flat."
