@@ -101,7 +101,7 @@ class Rules(Options):
 
     size: int | None = None
 
-# %% ../nbs/workshop/options.ipynb #68cd71b4
+# %% ../nbs/workshop/options.ipynb #4dc37229
 OPTIONS = {f.name: f for f in fields(Options)}
 
 
@@ -118,7 +118,8 @@ def with_options(made):
     """A function or a class with the options in the place of `{options}` in its docstring
     and, of a function, of `**options` in its signature.
     """
-    made.__doc__ = inspect.getdoc(made).replace("{options}", described())
+    if made.__doc__:  # python -OO has none
+        made.__doc__ = inspect.getdoc(made).replace("{options}", described())
     if inspect.isfunction(made):
         signature = inspect.signature(made)
         kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -1,4 +1,6 @@
 """The table of ways: its rows work in every form, a new row too, and a name that it lacks is refused everywhere."""
+import subprocess
+import sys
 from itertools import combinations
 
 import pytest
@@ -94,6 +96,11 @@ def test_options_are_listed_once():
     assert check_rules({"top_k": 3}) == {"top_k": 3}
     with pytest.raises(TypeError, match="unexpected keyword argument 'agregation'.*aggregation"):
         mc.memory_caching(*randn(4, 1, 3, 1, 2), mc.LinearMemory(), agregation="grm")
+
+
+def test_options_without_docstrings():
+    code = "import mc; mc.MCConfig(8, 2); assert mc.memory_caching.__doc__ is None"
+    assert subprocess.run([sys.executable, "-OO", "-c", code]).returncode == 0
 
 
 def test_every_way_is_tried_in_every_cell():
