@@ -98,4 +98,5 @@ def setup(app):
     app.connect("html-page-context", stills, priority=850)
     app.connect("html-page-context", local_scripts_only, priority=900)
     app.add_css_file("companion.css")
+    app.add_css_file("drawings.css")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
