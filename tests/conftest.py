@@ -92,7 +92,7 @@ def page(context):
     page.troubles = troubles = []
     page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda e: troubles.append(f"page error: {e}"))
-    page.on("requestfailed", lambda r: troubles.append(f"request failed: {r.url}"))
+    page.on("requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else troubles.append(f"request failed: {r.url}"))    # left before it came
     page.on("response", lambda r: troubles.append(f"status {r.status}: {r.url}") if r.status >= 400 else None)
     yield page
     page.close()
