@@ -341,3 +341,15 @@ def test_training_through_caches_is_training_on_the_whole():
         assert (a - b).norm() < 1e-9 * b.norm()
     _, cut = model.forward_with_cache(tokens[:, 13:], cache.detach())
     assert not any(t.requires_grad for layer in cache.detach() for t in layer._tensors().values()) and cut.columns == 34
+
+
+def test_the_explorer_shows_the_memory_caching_layers_of_a_hybrid():
+    from mc.explorers.routing import gates_of, routing_data
+
+    model, tokens = model_of([FULL, GRM, WINDOW, GRM], torch.float32), torch.randint(11, (30,), generator=torch.Generator().manual_seed(0))
+    (variant,) = routing_data(model, tokens, "a hybrid")["variants"]
+    assert (variant["layers"], variant["blocks"]) == (2, [2, 4])
+    computed = torch.stack([t.gates[0] for t in model.inspect(tokens[None])[1] if t])
+    assert (gates_of(variant, 30) - computed).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="models must have Memory Caching layers that are configured alike; those of 'a' differ"):
+        mc.explore({"a": model_of([GRM, SSC])}, tokens)
