@@ -152,10 +152,65 @@ def check_refusals(ranks):
     context_parallel(layer, ranks.group)(x)
 
 
+TRAINED = {  # every memory; parameters without a gradient; cuts and initialisations that do not matter to copies of a model
+    "linear": dict(), "swla": dict(backend="swla", aggregation="residual"), "dla": dict(backend="dla", aggregation="soup"),
+    "titans": dict(backend="titans", aggregation="ssc"), "gated_delta": dict(backend="gated_delta", aggregation="top_p"),
+    "uncached": dict(aggregation="none"), "fenwick": dict(segmentation="fenwick"), "checkpoint": dict(backend="titans", init="checkpoint"),
+}
+
+
+class Texts:
+    "Two texts per step: for each rank a row, or (`cut`) its part of both."
+
+    def __init__(self, cut=False):
+        self.cut = cut
+
+    def batch(self, n, rank=0, ranks=1):
+        text = torch.randint(32, (2, 9 * C + 3), generator=torch.Generator().manual_seed(n))
+        labels = text[:, 1:].clone()
+        labels[0, :7] = -100    # ranks have unequally many labels
+        if self.cut:
+            return tuple(shard(a, rank, ranks, C) for a in (text[:, :-1], labels))
+        return text[rank * 2 // ranks:(rank + 1) * 2 // ranks, :-1], labels[rank * 2 // ranks:(rank + 1) * 2 // ranks]
+
+
+def trains(ranks, folder, strategy):
+    "The training loop with several processes, also interrupted, against one process; copies of a model, and parts of a text."
+    from mc.train import Checkpoints, TrainConfig, train
+    from mc.train.devices import open_fabric
+    fabric = open_fabric(devices=ranks.count, strategy=strategy, accelerator="cpu")    # in the model's own type
+    config, quiet = TrainConfig(steps=3, learning_rate=1e-2, warmup=1), dict(progress=False)
+    whole = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
+
+    def fresh(options):
+        torch.manual_seed(0)
+        return mc.LanguageModel(mc.LMConfig(32, 2, mc.MCConfig(8, 2, **dict(segment_size=C, chunk_size=3) | options))).double()
+
+    for name, cut in [*((name, False) for name in TRAINED), ("linear", True), ("titans", True)]:
+        alone, make = fresh(TRAINED[name]), lambda: context_parallel(fresh(TRAINED[name])) if cut else fresh(TRAINED[name])
+        expected = train(alone, Texts(), config, **quiet)
+        kept = Checkpoints(Path(folder, f"{strategy}-{name}-{cut}"))
+        train(make(), Texts(cut), config, checkpoint=kept, every=1, stop=2, fabric=fabric, **quiet)
+        model = make()
+        losses = train(model, Texts(cut), config, checkpoint=kept, fabric=fabric, activation_checkpointing=True, **quiet)
+        apart = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+        assert apart < 1e-9, (name, cut, apart)
+        worst = max(furthest(whole(a.detach()), b.detach()) for a, b in zip(model.parameters(), alone.parameters()))
+        assert worst < 1e-7, (name, cut, worst)    # Adam divides by gradients near zero
+
+
+def ddp(ranks, folder):
+    trains(ranks, folder, "ddp")
+
+
+def fsdp(ranks, folder):
+    trains(ranks, folder, "fsdp")
+
+
 CHECKS = {name[6:]: check for name, check in list(globals().items()) if name.startswith("check_")}
 
 
-def lost(ranks):
+def lost(ranks, folder):
     "The last rank goes away without a word after the first layer's pass; the others are told so and end."
     over = context_parallel(layer_of(), ranks.group)
     x, _ = data(C)
@@ -166,7 +221,7 @@ def lost(ranks):
         y.sum().backward()
 
 
-def stuck(ranks):
+def stuck(ranks, folder):
     "The last rank is there and does nothing; the group's time limit ends the wait."
     if ranks.rank == ranks.count - 1:
         time.sleep(4)
@@ -178,12 +233,14 @@ def stuck(ranks):
 def work(rank, count, folder, what):
     "One rank: each check's error, or null, as lines of JSON."
     torch.set_num_threads(1)
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), GROUP_RANK="0",
+                       MASTER_ADDR="127.0.0.1", MASTER_PORT="0", TORCHELASTIC_RUN_ID="ranks")    # as torchrun, for Fabric
     limit = timedelta(seconds=2 if what == "stuck" else 60)
     dist.init_process_group("gloo", init_method=f"file://{folder}/{count}-{what}", rank=rank, world_size=count, timeout=limit)
     ranks, answers = Ranks(), {}
     every = {name: lambda o=o: equals_alone(ranks, 2 * C * ranks.count + 3 * C + 2, **o) for name, o in CELLS.items()}
     every |= {name: lambda f=f: f(ranks) for name, f in CHECKS.items()}
-    for name, call in (every if what == "all" else {what: lambda: globals()[what](ranks)}).items():
+    for name, call in (every if what == "all" else {what: lambda: globals()[what](ranks, folder)}).items():
         try:
             answers[name] = call()
         except BaseException as error:
@@ -195,7 +252,11 @@ def work(rank, count, folder, what):
 
 
 def main(folder):
-    for what, count in (("all", 2), ("all", 4), ("lost", 2), ("lost", 4), ("stuck", 2)):
+    try:
+        import lightning_fabric    # once for all that are forked
+    except ImportError:
+        pass
+    for what, count in (("all", 2), ("all", 4), ("lost", 2), ("lost", 4), ("stuck", 2), ("ddp", 2), ("fsdp", 2)):
         children = []
         for rank in range(count):
             if not (pid := os.fork()):
@@ -245,6 +306,14 @@ def test_nobody_waits_for_ever(answers, count, what):
     each = found.get((count, what), {})
     assert sorted(each) == list(range(count - 1)), said[-3000:]
     assert all(told == {what: None} for told in each.values()), each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ("ddp", "fsdp"))
+def test_training(answers, strategy):
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'memory-caching-companion[text]'")
+    found, said = answers
+    assert found.get((2, strategy)) == {rank: {strategy: None} for rank in range(2)}, said[-3000:]
 
 
 def test_refused_before_a_group_is_asked():
