@@ -186,7 +186,8 @@ def trains(ranks, folder, strategy):
         torch.manual_seed(0)
         return mc.LanguageModel(mc.LMConfig(32, 2, mc.MCConfig(8, 2, **dict(segment_size=C, chunk_size=3) | options))).double()
 
-    for name, cut in [*((name, False) for name in TRAINED), ("linear", True), ("titans", True)]:
+    names = TRAINED if strategy == "ddp" else ("linear", "dla", "titans")
+    for name, cut in [*((name, False) for name in names), ("linear", True), ("titans", True)]:
         alone, make = fresh(TRAINED[name]), lambda: context_parallel(fresh(TRAINED[name])) if cut else fresh(TRAINED[name])
         expected = train(alone, Texts(), config, **quiet)
         kept = Checkpoints(Path(folder, f"{strategy}-{name}-{cut}"))
