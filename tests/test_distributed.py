@@ -317,6 +317,17 @@ def test_training(answers, strategy):
     assert found.get((2, strategy)) == {rank: {strategy: None} for rank in range(2)}, said[-3000:]
 
 
+def test_a_lost_rank_is_no_full_disk():
+    "The training loop passes on what a layer over ranks raises."
+    from mc.train import TrainConfig, train
+
+    def batch(step, generator):
+        raise ConnectionError("rank 0 of 2 lost another rank")
+
+    with pytest.raises(ConnectionError, match="^rank 0 of 2 lost another rank$"):
+        train(mc.LanguageModel(mc.LMConfig(8, 1, mc.MCConfig(8, 2))), batch, TrainConfig(steps=1, learning_rate=1e-2), progress=False)
+
+
 def test_refused_before_a_group_is_asked():
     with pytest.raises(ValueError, match="no process group is initialised"):
         context_parallel(layer_of())
