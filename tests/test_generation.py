@@ -207,7 +207,7 @@ def kept(p, top_k, top_p, min_p):
     order = sorted(range(len(p)), key=lambda i: (-p[i], i))
     left = [i for i in order if p[i] >= p[order[min(top_k, len(p)) - 1]]]
     total, chosen = sum(p[i] for i in left), []
-    while sum(p[i] for i in chosen) < top_p * total - 1e-12:
+    while len(chosen) < len(left) and (top_p == 1 or sum(p[i] for i in chosen) < top_p * total - 1e-12):
         chosen.append(left[len(chosen)])
     return sorted(i for i in chosen if p[i] >= min_p * p[order[0]])
 
