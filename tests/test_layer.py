@@ -281,7 +281,7 @@ BAD_CALLS = {
     "mask values": (dict(attention_mask=2 * MASK), "must hold 1 or True"), "mask empty": (dict(attention_mask=0 * MASK), "leaves no token"),
     "both": (dict(attention_mask=MASK, cu_seqlens=[0, 6]), "attention_mask or cu_seqlens, not both"),
     "packed batch": (dict(cu_seqlens=[0, 6]), "cu_seqlens needs a batch of 1"),
-    "ragged cache": (dict(attention_mask=MASK.tril(4), return_cache=True), "a cache holds sequences of one length; got sequences of different lengths"),
+    "ragged cache of a list": (dict(attention_mask=MASK.tril(4), return_cache=True, segments=[2, 4]), "segments must be one length, where rows of different lengths leave a cache"),
     "ragged logarithmic": (dict(attention_mask=MASK.tril(4), segmentation="logarithmic"), "'logarithmic' cuts by the length of a sequence; got"),
 }
 
