@@ -7,7 +7,7 @@ import torch
 import mc
 from mc.nn.backends import BACKENDS
 from mc.nn.generation import Token, generate
-from mc.nn.sampling import Sampling, uniform
+from mc.nn.sampling import Sampling, likeliest, uniform
 from mc.read.ways import AGGREGATIONS
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [3, 1], [5, 6, 7, 8, 5]]
@@ -225,6 +225,18 @@ def test_filters_are_their_definitions():
             may = kept(want.tolist(), *options)
             assert got.nonzero()[:, 0].tolist() == [i for i in may if want[i] > 0], (case, options)
             assert torch.allclose(got[may], want[may] / want[may].sum(), atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999, 0.9999999])
+@pytest.mark.parametrize("scale", [0, 0.3, 4])
+def test_top_p_of_many_tokens_needs_no_whole_sort(share, scale):
+    "Ties across the 64 likeliest, and nuclei of one token and of nearly all."
+    logits = scale * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)).double()
+    logits[1] = logits[1].round()
+    p = logits.softmax(-1)
+    down, order = p.sort(dim=-1, descending=True, stable=True)
+    want = torch.zeros_like(p).scatter(-1, order, (down.cumsum(-1) - down < share).double())
+    assert torch.equal(likeliest(p, share), want.bool())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
