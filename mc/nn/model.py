@@ -149,7 +149,7 @@ class Block(nn.Module):
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * value), cache
 
-# %% ../../nbs/workshop/model.ipynb #8063b9a8
+# %% ../../nbs/workshop/model.ipynb #e80b1f66
 class Embedding(nn.Embedding):
     "Tokens (B, T) to vectors (B, T, d_model), and such vectors to a logit for every token."
 
@@ -292,7 +292,7 @@ class LanguageModel(nn.Module):
         """
         weights, about = load_tensors(path)
         weights = plain_names(weights)
-        if about.keys() != {"model"}:
+        if not {"model"} <= about.keys() <= {"model", "tokenizer"}:
             raise ValueError(
                 f"{path} is not a saved model: its header holds {sorted(about)}"
             )
