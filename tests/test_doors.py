@@ -15,7 +15,8 @@ from mc.segments import fenwick
 from mc.nn.backends import Coefficients
 from mc.functional import rewind
 from mc.nn.layer import CausalConv
-from mc.nn.model import Attention, cache_bytes
+from mc.nn.model import Attention
+from mc.nn.model_cache import ModelCache
 from mc.segments.packing import Packing
 from mc.read.pools import join_pools, pool
 from mc.read.sparse import choose
@@ -219,9 +220,11 @@ DOORS = [
     ("rewind cache", lambda cache: rewind(cache, 0, mc.LinearMemory()), "cache", {"none": None, "dict": {}, "keys": KEYS, "lengths": replace(BARE, lengths=None), "about": replace(BARE, about=None)}, None),
     ("rewind memory", lambda memory: rewind(BARE, 0, memory), "memory", {"none": None, "other": mc.SWLAMemory(), "class": mc.LinearMemory, "text": "linear"}, None),
     ("attention cache", lambda cache: ATTENTION.forward_with_cache(X, cache), "cache",
-     {"dict": {}, "empty": (), "two": KEYS[:2], "segment": CACHE, "text": "abc", "number": 1, "nones": (None,) * 3, "numbers": (1, 2, 3), "batch": tuple(a[:1] for a in KEYS),
-      "long": tuple(a.long() for a in KEYS), "meta": tuple(a.to("meta") for a in KEYS), "values": (KEYS[0], KEYS[1][:, :, :1], KEYS[2]), "rank": (KEYS[0][0], *KEYS[1:]),
-      "arrays": tuple(a.numpy() for a in KEYS), "inputs": (*KEYS[:2], KEYS[2][:, :0]), "heads": (KEYS[0][:, :1], KEYS[1][:, :1], KEYS[2])}, None),
+     {"dict": {}, "empty": (), "tuple": (KEYS.keys, KEYS.values, KEYS.inputs), "segment": CACHE, "text": "abc", "number": 1, "meta": KEYS.to("meta"), "batch": KEYS.select([0])}
+     | {n: replace(KEYS, **change) for n, change in {
+         "nones": {"keys": None, "values": None}, "numbers": {"inputs": 3}, "long": {"keys": KEYS.keys.long()}, "values": {"values": KEYS.values[:, :, :1]}, "rank": {"keys": KEYS.keys[0]},
+         "arrays": {"keys": KEYS.keys.numpy()}, "inputs": {"inputs": KEYS.inputs[:, :0]}, "heads": {"keys": KEYS.keys[:, :1], "values": KEYS.values[:, :1]}, "nan": {"keys": KEYS.keys * NAN},
+         "kept": {"kept": (1, 1)}, "kept none": {"kept": None}, "seen": {"seen": (9, 9)}, "rows": {"seen": (6,), "kept": (6,)}, "columns": {"columns": 2}, "window": {"window": 3}, "window text": {"window": "a"}}.items()}, None),
     *[(f"{n} tokens", f, "tokens", {"none": None, "list": [[1]], "text": "a", "float": TOKENS.float(), "int32": TOKENS.int(), "bool": TOKENS > 0, "rank": TOKENS[0], "high": TOKENS + 6,
       "minus": TOKENS - 1, "empty": TOKENS[:, :0], "array": TOKENS.numpy(), "sparse": TOKENS.to_sparse(), "meta": TOKENS.to("meta"), "complex": TOKENS + 0j, "object": THING, "deep": TOKENS[None]}, None)
       for n, f in (("model", MODEL), ("model.forward_with_cache", MODEL.forward_with_cache), ("model.inspect", MODEL.inspect), ("plain", PLAIN))],
@@ -233,7 +236,9 @@ DOORS = [
     ("inspect attention", lambda model: model.inspect(TOKENS), "model", {"attention": PLAIN}, "inspect"),
     ("reorder", CACHE.reorder, "index", INDEX, None), ("cache[i]", CACHE.__getitem__, "i", fewer(SIZE, "zero", "minus", "huge") | {"slice": slice(1)}, "segment"),
     ("to", CACHE.to, "dtype", {"text": "bf16", "int": torch.int64, "bool": torch.bool, "complex": torch.complex64, "number": 1.5, "object": THING, "device": "cuda:99", "quantised": torch.qint8, "float8": torch.float8_e4m3fn}, "to|dtype"),
-    ("bytes", cache_bytes, "caches", {"none": None, "dict": {}, "number": 1, "texts": ["a"], "nones": [None]}, "cache"),
+    ("model cache", ModelCache, "layers", {"none": None, "dict": {}, "number": 1, "texts": ["a"], "nones": [None], "empty": [], "behind": [CACHE, KEYS.select([0])]}, "cache"),
+    *[(f"{n} {verb}", getattr(c, verb), "index", INDEX, None) for n, c in (("model cache", CACHES), ("attention cache", KEYS)) for verb in ("reorder", "select")],
+    *[(f"{n} repeat", c.repeat, "n", SIZE, None) for n, c in (("model cache", CACHES), ("attention cache", KEYS))],
     ("Segments", Segments, "lengths", fewer(LENGTHS, "sum", "empty") | {"empty": [], "number": 4, "array": np.array(4)}, "segments"),
     *[(f"Segments.constant {n}", lambda **c: Segments.constant(**dict(tokens=9, size=4) | c), n, SIZE if n != "running" else fewer(SIZE, "zero") | {"four": 4}, None) for n in ("tokens", "size", "running")],
     ("Segments.logarithmic", Segments.logarithmic, "tokens", SIZE, None), ("Segments.alike", Segments((4, 2)).alike, "alone", FLAG, None),
@@ -328,7 +333,7 @@ GOOD = {
     "zeros": lambda: LAYER(0 * X), "empty row": lambda: LAYER(X, torch.tensor([[1] * 6, [0] * 6])), "short rates": lambda: call(memory=MEMORIES["titans"], coefficients={"alpha": 0, "beta": 1, "eta": -2}),
     "scalar rates": lambda: call(memory=MEMORIES["dla"], coefficients={"eta": torch.tensor(0.1).double()}), "wider rates": lambda: call(memory=MEMORIES["dla"], coefficients={"eta": torch.ones(2, 6, 2).double()}),
     "values": lambda: call(v=Q[..., :3]), "bounds": lambda: row(cu_seqlens=np.array([0, 1, 6], dtype=np.uint8)), "wider weights": lambda: mc.DLAMemory(W1, W2.double()), "step again": lambda: LAYER.step(X[:, 0], CACHE),
-    "other caches": lambda: [LAYER.step(X[:, 0], CACHE.to(kind)) for kind in (torch.float64, torch.float16)], "list cache": lambda: ATTENTION.forward_with_cache(X, list(KEYS)), "tuple of caches": lambda: MODEL.forward_with_cache(TOKENS, tuple(CACHES)), "nones": lambda: MODEL.forward_with_cache(TOKENS, [None, None]),
+    "other caches": lambda: [LAYER.step(X[:, 0], CACHE.to(kind)) for kind in (torch.float64, torch.float16)], "tuple of caches": lambda: MODEL.forward_with_cache(TOKENS, tuple(CACHES)), "nones": lambda: MODEL.forward_with_cache(TOKENS, [None, None]),
     "reorder": lambda: [CACHE.reorder(i) for i in ([0, 1, 1], np.array([1]), torch.tensor([0], dtype=torch.int32), (1, 0), range(2))], "to": lambda: [CACHE.to(torch.bfloat16), CACHE.to("cpu", torch.float64), CACHE.to(X), CACHE.to(device="meta")],
     "items": lambda: [CACHE[0], CACHE[-1], CACHE[np.int64(0)]], "cut": lambda: [LAYER.rewind(CACHE, np.int64(1)), LAYER.rewind(CACHE, 0)], "none": lambda: call(aggregation="none", segments=[3, 3]), "nan in scores": lambda: figures.heatmap([[NAN, 1]], "a", "b", "c", "d"),
     "array map": lambda: figures.heatmap(np.eye(2), "a", "b", "c", "d", centre=np.float32(0)), "costs": lambda: price(tokens=np.int64(100), segment_size=1000), "blocks": lambda: [fenwick.powers(0), fenwick.reach(0), fenwick.growing(np.int64(5))],

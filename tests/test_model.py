@@ -71,7 +71,7 @@ def test_bad_tokens_are_refused(bad, message):
 def test_caches_that_do_not_fit_are_refused():
     model = model_of(MIXERS[2])
     _, caches = model.forward_with_cache(tokens())
-    with pytest.raises(ValueError, match="caches must hold one for each of 2 blocks; got 1"):
+    with pytest.raises(ValueError, match="cache must hold one for each of 2 blocks; got 1"):
         model.forward_with_cache(tokens(), caches[:1])
     with pytest.raises(ValueError, match="cache is of another layer or batch"):
         model.forward_with_cache(tokens()[:1], caches)

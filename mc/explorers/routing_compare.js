@@ -7,9 +7,9 @@ const timesEven = (w, gate, t, slot) => `${(gate / w.even(t, slot)).toFixed(1)} 
 
 // A choice of layer for what shows means over heads: null is all of them.
 function layerChoice(v, view, look) {
-  const layers = Math.max(...v.variants.map((w) => w.layers));
+  const layers = Math.max(...v.variants.map((w) => w.layers)), deepest = v.variants.find((w) => w.layers === layers);
   const buttons = [null, ...range(layers, (i) => i)].map((layer) => {
-    const el = h("button", { type: "button" }, layer === null ? "all" : `${layer + 1}`);
+    const el = h("button", { type: "button" }, layer === null ? "all" : `${deepest.block(layer)}`);
     el.addEventListener("click", () => look({ layer }));
     return { el, layer };
   });
@@ -20,7 +20,7 @@ function layerChoice(v, view, look) {
   return { el, draw };
 }
 
-const layerName = (layer) => (layer === null ? "all layers" : `layer ${layer + 1}`);
+const layerName = (w, layer) => (layer === null ? "all layers" : `layer ${w.block(layer)}`);
 
 // What a model answers, in words: "213, right", or only the answer where nothing is right or wrong.
 function answered(v, w, t) {
@@ -123,7 +123,7 @@ function maps(v, view, { preview, hold, light }) {
       map = find();
       plate.replaceChildren(map.el, home, cursor);
       rows.replaceChildren(h("span", {}, !w.online ? "" : w.folded(0) ? "earlier" : w.slotName(0)), h("span", {}, "online"));
-      setText(scale, `${w.name}, ${layerName(view.layer)}`);
+      setText(scale, `${w.name}, ${layerName(w, view.layer)}`);
     }
     now = t;
     const place = (el, slot) => { el.style.left = `${(100 * t) / v.T}%`; el.style.top = `${(100 * slot) / w.slots}%`; el.style.height = `${100 / w.slots}%`; };
@@ -134,7 +134,7 @@ function maps(v, view, { preview, hold, light }) {
     const words = [read(t, w, slot ?? top), slot === null && top !== truth && truth !== null ? `true: ${map.means[truth][t].toFixed(3)}` : ""];
     setText(caption, words.filter(Boolean).join(" · "));
     plate.setAttribute("aria-valuenow", v.number(t));
-    plate.setAttribute("aria-valuetext", `${caption.textContent}, ${layerName(view.layer)}`);
+    plate.setAttribute("aria-valuetext", `${caption.textContent}, ${layerName(w, view.layer)}`);
   };
   const at = (event) => {
     const box = plate.getBoundingClientRect(), w = shown();

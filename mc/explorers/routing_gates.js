@@ -58,7 +58,8 @@ function readVariant(v, data) {
   const addsUp = (t) => memories.some((_, slot) => folded(slot) && sees(t, slot));
   const longest = Math.max(0, ...memories.map((_, slot) => (folded(slot) ? 0 : number(slot).length)));
   const slots = online + 1, grouped = memories.some((_, slot) => !folded(slot) && number(slot).includes("–"));
-  return { ...data, gated: Boolean(values), sparse, grouped, online, slots, spans, gate, chosen, mean, even, sees, cached,
+  const block = (layer) => data.blocks?.[layer] ?? layer + 1; // of a hybrid only some blocks have memories
+  return { ...data, block, gated: Boolean(values), sparse, grouped, online, slots, spans, gate, chosen, mean, even, sees, cached,
     folded, addsUp, longest, share, trueSlot, trueMass, segments: (slot) => segments(spans[slot]), number, slotName, isRight };
 }
 
@@ -92,7 +93,7 @@ function shelfSlot(v, w, slot) {
 function headRow(v, w, layer, head) {
   const cells = range(w.slots, (slot) => h("div", { role: "cell", "data-layer": layer, "data-head": head, "data-slot": slot }));
   const mass = h("div", { class: "mass", role: "cell" });
-  const name = h("div", { class: "name", role: "rowheader", "aria-label": `layer ${layer + 1}, head ${head + 1}` }, `head ${head + 1}`);
+  const name = h("div", { class: "name", role: "rowheader", "aria-label": `layer ${w.block(layer)}, head ${head + 1}` }, `head ${head + 1}`);
   const draw = (t) => {
     const values = cells.map((_, slot) => w.gate(layer, t, head, slot));
     const top = values.indexOf(Math.max(...values)), truth = w.trueSlot(t);
@@ -112,7 +113,7 @@ function headRow(v, w, layer, head) {
 
 function layerRows(v, w, layer) {
   const rows = range(w.heads, (head) => headRow(v, w, layer, head));
-  const [name, text] = w.heads > 2 ? ["layer", `layer ${layer + 1}`] : ["layer upright", `L${layer + 1}`];
+  const [name, text] = w.heads > 2 ? ["layer", `layer ${w.block(layer)}`] : ["layer upright", `L${w.block(layer)}`];
   rows[0].el.prepend(h("div", { class: name, "aria-hidden": true, style: `grid-row: span ${w.heads}` }, text));
   return rows;
 }
@@ -146,7 +147,7 @@ function gates(v, w, { light }) {
   const reading = h("p", { class: "reading" });
   const ramp = h("p", {}, `${v.asks ? "on ◆: gate on the true segment · " : ""}gate 0 `, h("span", { class: "ramp" }), " 1");
   let now = 0, focused = w.online;
-  const read = ({ layer, head, slot, value }) => `layer ${+layer + 1}, head ${+head + 1} → ${w.slotName(+slot)}: ${(+value).toFixed(4)}`;
+  const read = ({ layer, head, slot, value }) => `layer ${w.block(+layer)}, head ${+head + 1} → ${w.slotName(+slot)}: ${(+value).toFixed(4)}`;
   const largest = () => [...grid.el.querySelectorAll(".top")].reduce((a, b) => (+b.dataset.value > +a.dataset.value ? b : a));
   const pointAt = (slot, cell) => {
     grid.el.querySelectorAll("[data-slot]").forEach((el) => el.classList.toggle("lit", +el.dataset.slot === slot));

@@ -88,7 +88,7 @@ function said(v, view, t) {
   const w = v.variants[view.variant], several = v.variants.length > 1;
   const where = `Token ${v.number(t)}, ${v.roles[t]} ${visible(v.tokens[t])}, segment ${v.segment(v.segmentOf[t])}.`;
   if (v.asks && v.roles[t] !== "query") return `${where} Nothing is asked.`;
-  const mass = w.gated && w.trueSlot(t) !== null ? ` ${w.share(t, w.mean(view.layer, t, w.trueSlot(t)))} of the gates, ${layerName(view.layer)}, on the true segment.` : "";
+  const mass = w.gated && w.trueSlot(t) !== null ? ` ${w.share(t, w.mean(view.layer, t, w.trueSlot(t)))} of the gates, ${layerName(w, view.layer)}, on the true segment.` : "";
   const others = v.variants.filter((other) => other !== w).map((other) => `${other.name}: ${answered(v, other, t)}`);
   return `${where} ${several ? w.name : "Answer"}: ${answered(v, w, t)}.${mass}${several ? ` Beside it, ${others.join("; ")}.` : ""}`;
 }
