@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import mc
 from mc.commands.base import COMMANDS, main
 from mc.text import BPETokenizer, ByteTokenizer, load_tokenizer, sources
-from mc.text import corpora as corpora_module
+from mc.text import corpus_files
 from mc.text.batches import Batches, Evaluation, Rows, shuffled
 from mc.text.corpora import SPLITS, Corpus, prepare
 from mc.text.sources import documents
@@ -329,7 +329,7 @@ def test_what_is_interrupted_leaves_what_was_there(error, there, tmp_path, monke
     old = prepare([source], ByteTokenizer(), out) if there else None
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(corpora_module.os, "fsync", mock.Mock(side_effect=error))
+        patch.setattr(corpus_files.os, "fsync", mock.Mock(side_effect=error))
         with pytest.raises(type(error)) as found:
             prepare([source], BPE, out, overwrite=True)
     assert {n: (t, c) for n, (t, c) in tree(tmp_path).items()} == before and (old is None or Corpus.open(out).hash == old.hash)
@@ -340,12 +340,12 @@ def test_what_is_interrupted_leaves_what_was_there(error, there, tmp_path, monke
 
 KILLED = """
 import os, signal, sys
-from mc.text import ByteTokenizer, corpora
-written = corpora.Writer.flush
+from mc.text import ByteTokenizer, corpora, corpus_files
+written = corpus_files.Writer.flush
 def flush(self):
     written(self)
     os.kill(os.getpid(), signal.SIGKILL)
-corpora.Writer.flush = flush
+corpus_files.Writer.flush = flush
 corpora.prepare([sys.argv[1]], ByteTokenizer(), sys.argv[2])
 """
 
@@ -363,7 +363,7 @@ def test_a_killed_one_begins_anew(tmp_path):
 
 GROWN = """
 import json, resource, sys
-from mc.text import ByteTokenizer, corpora
+from mc.text import ByteTokenizer, corpora, corpus_files
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 source, out, mb = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with open(source, "w") as file:
