@@ -338,6 +338,21 @@ def test_what_is_interrupted_leaves_what_was_there(error, there, tmp_path, monke
     assert prepare([source], BPE, out, overwrite=True).tokenizer == BPE
 
 
+def test_a_folder_that_cannot_be_renamed_comes_back(tmp_path, monkeypatch):
+    source, out, rename = lines_of(tmp_path / "a.jsonl", TEXTS), tmp_path / "corpus", os.rename
+    old = prepare([source], ByteTokenizer(), out)
+
+    def fail(a, b):
+        if str(a).endswith(".part"):
+            raise KeyboardInterrupt
+        rename(a, b)
+
+    monkeypatch.setattr(corpus_files.os, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], BPE, out, overwrite=True)
+    assert Corpus.open(out).hash == old.hash and {p.name for p in tmp_path.iterdir()} == {"a.jsonl", "corpus"}
+
+
 KILLED = """
 import os, signal, sys
 from mc.text import ByteTokenizer, corpora, corpus_files
@@ -561,6 +576,12 @@ def test_options_from_a_file_and_what_is_typed(tmp_path, monkeypatch):
     assert run("tokenizer", "train", "--vocab-size", 259, "--config", "o.yaml").exit_code == 0 and load_tokenizer("x.json").vocab_size == 259
     assert run("tokenizer", "train", "--config", "none.yaml").stderr == "Error: none.yaml cannot be read: No such file or directory\n"
     assert "--out" in run("tokenizer", "train", "--config", "none.yaml", "--help").output
+
+
+@pytest.mark.parametrize("content, said", [("seed: true", "seed must be an integer of at least 0; got True"), ("test: true", "test must be a finite number from 0 to 1; got True"), ("overwrite: 1", "overwrite must be true or false; got 1"), ("overwrite: 'true'", "got 'true'")])
+def test_truth_values_are_no_numbers(content, said, tmp_path):
+    put(tmp_path / "o.yaml", content)
+    assert said in run("data", "prepare", "a.txt", "--config", tmp_path / "o.yaml").stderr
 
 
 def test_the_table_of_commands_says_what_the_commands_say():
