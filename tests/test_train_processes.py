@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mc.evidence.kills import kills
-from mc.train.launch import LOST, Lost, launched, lost_a_peer, supervise
+from mc.train.launch import LOST, Lost, check_started, launched, lost_a_peer, supervise
 
 WORKER = """
 import json, sys
@@ -128,3 +128,16 @@ def test_who_is_lost_and_who_lost_a_peer(monkeypatch):
     assert not launched()
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert launched()
+
+
+def test_nobody_waits_for_processes_that_nobody_starts(monkeypatch):
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    check_started(2, 1)
+    with pytest.raises(ValueError, match="nodes: 2 machines need a launcher on each: torchrun --nnodes 2 --nproc-per-node 3"):
+        check_started(3, 2)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_started(2, 2)
+    with pytest.raises(ValueError, match="must be the 4 processes that the launcher started; got 1 x 1"):
+        check_started(1, 1)
