@@ -9,11 +9,11 @@ __all__ = ['run']
 import signal
 import sys
 
-# %% ../nbs/workshop/entry.ipynb #91ca4d56
+# %% ../nbs/workshop/entry.ipynb #049071f0
 def run() -> None:
     "The program `mc`."
     try:
-        from mc.commands.base import main
+        from mc.cli import main
 
         main()
     except KeyboardInterrupt:
