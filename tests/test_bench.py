@@ -12,10 +12,10 @@ import nbformat
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from mc.evidence.runs import TEST_SEED, MQARRun, NeedleRun, measure, measure_all
-from mc.cli import main
+from mc.commands.base import main
 from mc.evidence.records import interval, read_records
 from mc.storage import load_json, load_tensors, save_json
 

@@ -10,9 +10,9 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from mc.cli import main
+from mc.commands.base import main
 
 pytestmark = pytest.mark.slow
 
@@ -320,7 +320,7 @@ run()
 """
 
 
-@pytest.mark.parametrize("module", ["mc.cli", "click", "tempfile", "mc.evidence.profiles", "papermill", "pydantic", "yaml", "nbformat", "mc.evidence.execution", "nbclient",
+@pytest.mark.parametrize("module", ["mc.commands.base", "typer", "mc.commands.bench", "tempfile", "mc.evidence.profiles", "papermill", "pydantic", "yaml", "nbformat", "mc.evidence.execution", "nbclient",
                                     "jupyter_client", "torch"])
 def test_ctrl_c_during_an_import(module, here):
     before = tree(here)
@@ -394,7 +394,7 @@ def test_a_kernel_that_cannot_start_says_why(here):
 @pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1E3", 1000.0), ("5e3", 5000.0), ("+1e-3", 1e-3), ("-2.5e+3", -2500.0), (".5e1", 5.0), ("1.e2", 100.0),
                                          ("1.5e-7", 1.5e-7), ("3", 3), ("1_000", 1000), ("'1e-3'", "1e-3"), ("1e", "1e"), ("e3", "e3"), ("1e-3x", "1e-3x")])
 def test_numbers_of_yaml(text, value, here):
-    from mc.cli import profiles
+    from mc.evidence.profiles import profiles
 
     put(here / Y, f"smoke: {{x: {text}, für: 日本}}\n")
     given = profiles(here / "bench", "typed")["smoke"]

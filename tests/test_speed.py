@@ -8,13 +8,13 @@ import nbformat
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
+from typer.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 import mc.evidence.speed.peers
 import mc.evidence.speed.ratios
 import nbtool
-from mc.cli import main
+from mc.commands.base import main
 from mc.evidence.records import provenance
 from mc.evidence.speed.kept import Kept, grm_bytes, grm_kept, kept_bytes
 from mc.evidence.speed.peers import PEERS, Peer, PeerFailed
