@@ -13,8 +13,10 @@ from mc.explorers.base import parts
 from mc.explorers.live import live, rewired, shipped
 from mc.explorers.live_text import LONGEST, PASSAGES, live_text, merges_of
 from mc.explorers.routing import explore, routing_data
+from mc.explorers.text import piece_of
 from mc.nn.layer import MCConfig
 from mc.nn.model import LanguageModel, LMConfig
+from mc.text.tokenizers import BPETokenizer, ByteTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -64,7 +66,7 @@ def check_same(page, tokenizer, texts):
         expected = list(tokenizer.encode(text))
         assert ids == expected, ascii(text)
         assert decoded == tokenizer.decode(expected) == text, ascii(text)
-        assert pieces == tokenizer.pieces(expected), ascii(text)
+        assert pieces == [piece_of(tokenizer, i) for i in expected], ascii(text)
 
 
 def test_the_tokenizer_of_the_page_is_that_of_python(bare, widget):
@@ -81,11 +83,11 @@ def test_the_tokenizer_of_the_page_is_that_of_python(bare, widget):
 
 def test_half_a_letter_is_shown_as_its_bytes(bare, widget):
     ids = widget.tokenizer.encode("🙂")
-    assert widget.tokenizer.pieces(ids) == bare.evaluate("ids => tokenizer.pieces(ids)", ids) == [r"\xf0", r"\x9f", r"\x99", r"\x82"]
+    assert [piece_of(widget.tokenizer, i) for i in ids] == bare.evaluate("ids => tokenizer.pieces(ids)", ids) == [r"\xf0", r"\x9f", r"\x99", r"\x82"]
     assert bare.evaluate("ids => tokenizer.decode(ids)", ids[:2]) == widget.tokenizer.decode(ids[:2])
 
 
-@pytest.mark.parametrize("changes", [{}, {"aggregation": "none"}, {"aggregation": "grm"}, {"top_k": 1, "segment_size": 5}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"aggregation": "none"}, {"aggregation": "grm", "segment_size": 5}, {"top_k": 1}], ids=str)
 def test_the_model_of_the_page_computes_what_mc_computes(bare, widget, model, changes):
     other = rewired(model.double() if not changes else LanguageModel.load(FILES[NAME]).double(), **changes)
     lists = [widget.tokenizer.encode(text)[:250] for text in PASSAGES.values()] + [[5]]
@@ -161,7 +163,7 @@ def test_a_typed_sentence_gives_words_passages_and_the_next_word(typing, widget,
     root, ids = enter(typing, text), widget.tokenizer.encode(text)
     assert "".join(words(root)).replace("↵", "\n") == text and root.locator(".strip .segment").count() == -(-len(ids) // 16)
     logits, traces = model.double().inspect(torch.tensor([ids]))
-    best = widget.tokenizer.pieces([int(logits[0, -1].argmax())])[0]
+    best = piece_of(widget.tokenizer, int(logits[0, -1].argmax()))
     assert root.locator(".verdict").inner_text() == f"Next: {best.replace(' ', '␣')}"
     shown = root.locator(".answer .mass").all_inner_texts()
     assert [float(x) for x in shown] == pytest.approx(logits[0, -1].softmax(-1).topk(3).values.tolist(), abs=0.0051)
@@ -196,7 +198,7 @@ def test_the_word_under_the_pointer_shades_the_passages(typing, widget, model):
 ], ids=["emoji", "lines", "right to left", "a space", "markup", "a long word"])
 def test_any_text_is_read_and_fits(typing, widget, text, shown):
     root = enter(typing, text)
-    pieces = widget.tokenizer.pieces(widget.tokenizer.encode(text))
+    pieces = widget.tokenizer.encode(text)
     assert root.locator(".strip .token").count() == len(pieces) and root.locator("b", has_text="x").count() <= 1
     assert shown is None or words(root) == shown
     assert root.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
@@ -296,6 +298,7 @@ class Letters:
     "A tokenizer of one's own: letters of ASCII, and the bytes of all others."
     vocab_size = 256
     encode = staticmethod(lambda text: list(text.encode()))
+    decode = staticmethod(lambda ids: bytes(ids).decode("utf-8", "replace"))
     pieces = staticmethod(lambda ids: [chr(i) if i < 128 else f"\\x{i:02x}" for i in ids])
 
 
@@ -342,8 +345,8 @@ class Nothing:
 @pytest.mark.parametrize("tokens, options, message", [
     ("", {"tokenizer": Letters()}, "tokens must be text of at least one token; got ''"),
     ("abc", {}, "tokens must be one sequence"),
-    ("abc", {"tokenizer": Nothing()}, "tokenizer must have encode, pieces and vocab_size; got Nothing without encode, pieces"),
-    ("abc", {"tokenizer": "bytes"}, "tokenizer must have encode, pieces and vocab_size; got str"),
+    ("abc", {"tokenizer": Nothing()}, "tokenizer must have encode, decode, pieces and vocab_size; got Nothing without encode, decode, pieces"),
+    ("abc", {"tokenizer": "bytes"}, "tokenizer must have encode, decode, pieces and vocab_size; got str"),
     ("abc", {"tokenizer": Letters(), "vocabulary": ["a"] * 256}, "vocabulary must be left out where a tokenizer is given"),
 ])
 def test_text_that_cannot_be_read_is_refused(tokens, options, message):
@@ -357,11 +360,17 @@ def test_a_tokenizer_of_another_model_is_refused():
 
 
 def test_only_byte_level_bpe_runs_in_the_page():
-    class Other:
-        to_str = staticmethod(lambda: json.dumps({"model": {"type": "Unigram"}}))
+    with pytest.raises(ValueError, match="tokenizer must be a byte-level BPE that the page can run; got ByteTokenizer"):
+        merges_of(ByteTokenizer())
 
-    with pytest.raises(ValueError, match="tokenizer must be a byte-level BPE; got Unigram"):
-        merges_of(Other())
+
+def test_special_tokens_have_a_name_and_no_letters(bare):
+    tokenizer = BPETokenizer.train(["It was the best of times, it was the worst of times: née 🙂🙂."] * 3, 300)
+    found = bare.evaluate("""([data, ids]) => { const tokenizer = lib.readTokenizer(data); return [tokenizer.encode("the best née <|end|> 🙂🙂"), tokenizer.pieces(ids), tokenizer.decode(ids)]; }""",
+                          [merges_of(tokenizer), list(range(tokenizer.vocab_size))])
+    assert found[0] == tokenizer.encode("the best née <|end|> 🙂🙂")
+    assert found[1] == [piece_of(tokenizer, i) for i in range(tokenizer.vocab_size)] and found[1][tokenizer.end] == "<|end|>"
+    assert found[2] == tokenizer.decode(range(tokenizer.vocab_size))
 
 
 @pytest.mark.parametrize("at", ["nbs/evidence/inside_a_model", "nbs/workshop/explorer_live_text"])

@@ -10,12 +10,13 @@ function byteLetters() {
 // Where no merge goes across: a shortened word, letters, digits or signs, with one space before them; other space.
 const PARTS = /'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
-// `vocab`: every token in the order of their numbers, in letters of bytes; `merges`: pairs of such, the earliest first.
-function readTokenizer({ vocab, merges }) {
+// `vocab`: every token in the order of their numbers, in letters of bytes; `merges`: pairs of such, the earliest first; `special`: names of
+// tokens that no text has, by number.
+function readTokenizer({ vocab, merges, special }) {
   const letters = byteLetters(), bytes = new Map(letters.map((letter, b) => [letter, b]));
   const numbers = new Map(vocab.map((token, i) => [token, i])), ranks = new Map(merges.map(([a, b], i) => [`${a} ${b}`, i]));
   const encoder = new TextEncoder(), strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }), lenient = new TextDecoder("utf-8", { ignoreBOM: true }), known = new Map();
-  const bytesOf = (i) => [...vocab[i]].map((letter) => bytes.get(letter));
+  const bytesOf = (i) => (i in special ? [] : [...vocab[i]].map((letter) => bytes.get(letter)));
 
   function merged(part) {
     let pieces = Array.from(encoder.encode(part), (b) => letters[b]);
@@ -39,6 +40,19 @@ function readTokenizer({ vocab, merges }) {
   });
   const decode = (ids) => lenient.decode(Uint8Array.from(ids.flatMap(bytesOf)));
   // What is no whole letter is shown as its bytes.
-  const piece = (i) => { try { return strict.decode(Uint8Array.from(bytesOf(i))); } catch { return bytesOf(i).map((b) => `\\x${b.toString(16).padStart(2, "0")}`).join(""); } };
-  return { encode, decode, pieces: (ids) => ids.map(piece), size: vocab.length };
+  const piece = (i) => {
+    let left = bytesOf(i), text = special[i] ?? "";
+    while (left.length) {
+      const size = left[0] < 0x80 ? 1 : left[0] < 0xe0 ? 2 : left[0] < 0xf0 ? 3 : 4;
+      try {
+        text += strict.decode(Uint8Array.from(left.slice(0, size)));
+        left = left.slice(size);
+      } catch {
+        text += `\\x${left[0].toString(16).padStart(2, "0")}`;
+        left = left.slice(1);
+      }
+    }
+    return text;
+  };
+  return { encode, decode, pieces: (ids) => ids.map(piece) };
 }
