@@ -21,7 +21,10 @@ const whole = (n) => n.toLocaleString("en-US");
 const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const short = (p) => (p >= 0.995 ? "1.0" : p.toFixed(2).slice(1));
-const visible = (s) => (s === "" ? "∅" : s.replace(/\n/g, "↵").replace(/^\s+$/, "␣"));
+// What cannot be seen gets a sign: line breaks, tabs, control characters, and spaces at the ends.
+const SIGNS = { "\n": "↵", "\t": "⇥", "\r": "␍" };
+const signed = (s) => s.replace(/[\x00-\x1f\x7f]/g, (c) => SIGNS[c] ?? `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
+const visible = (s) => (s === "" ? "∅" : signed(s).replace(/^\s+|\s+$/g, (spaces) => "␣".repeat(spaces.length)));
 // bdi keeps a right-to-left token from reordering the sentence around it.
 const word = (s) => h("bdi", { class: "word" }, visible(s));
 const setText = (el, text) => { if (el.textContent !== text) el.textContent = text; };

@@ -1,76 +1,20 @@
 // A trained model that runs in the page: change tokens, rules or the model, and all of it is computed again (model.js, memory.js).
 // What comes out is drawn by the panels of the routing explorer; below them are the states that were read.
 
-// The bytes of a model: in this page, from the files beside the book, or from the kernel.
-async function bytesOf(model, { name, file }) {
-  const packed = model.get("weights")?.[name];
-  if (packed) return Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)).buffer;
-  if (!model.page) return fromKernel(model, name);
-  if (!model.page.files) throw new Error(`the weights of ${name} are not in this page. In the book and in a notebook every model can be chosen.`);
-  if (location.protocol === "file:") throw new Error("a page that is opened from the disk may not read the weights beside it. Serve the book: make serve, or python -m http.server in its folder.");
-  const answer = await fetch(new URL(file, model.page.files)).catch((error) => ({ statusText: error.message }));
-  if (!answer.ok) throw new Error(`the weights of ${name} could not be fetched: ${answer.status ?? ""} ${answer.statusText}`);
-  return answer.arrayBuffer();
-}
-
-function fromKernel(model, name) {
-  return new Promise((done, fail) => {
-    const hear = ({ weights, error }, buffers) => {
-      if (weights !== name) return;
-      model.off("msg:custom", hear);
-      clearTimeout(waiting);
-      if (error) fail(new Error(error));
-      else done(buffers[0].buffer.slice(buffers[0].byteOffset, buffers[0].byteOffset + buffers[0].byteLength));
-    };
-    const waiting = setTimeout(() => hear({ weights: name, error: "the kernel did not send the weights; is it running?" }), 30000);
-    model.on("msg:custom", hear);
-    model.send({ weights: name });
-  });
-}
-
 // Everything that the panels show of one run: the data of the routing explorer, with gates as numbers.
 function runOnce(net, rules, tokens, { name, label = name, vocab_size }, title) {
-  const started = performance.now(), { logits, traces } = forward(net, tokens, rules), took = performance.now() - started;
+  const started = performance.now(), found = forward(net, tokens, rules), { logits, traces } = found, took = performance.now() - started;
   const T = tokens.length, sources = sourcesOf(tokens, vocab_size), asks = sources.some((s) => s !== null);
-  const probabilities = (t) => { const row = Float64Array.from(logits.subarray(t * vocab_size, (t + 1) * vocab_size)); softmax(row, vocab_size); return row; };
-  const told = range(T, (t) => (!asks || sources[t] !== null ? probabilities(t) : null));
+  const told = range(T, (t) => (!asks || sources[t] !== null ? probabilities(logits, t, vocab_size) : null));
   if (logits.some((x) => !Number.isFinite(x))) throw new Error("the logits are NaN or infinite");
   const best = (row) => choose(row, vocab_size, 3).map((i) => [`${i}`, row[i]]);
-  const { N, size, H } = traces[0], slots = N + 1, gates = [];
-  if (weighs(rules.aggregation)) for (let slot = 0; slot < slots; slot++) for (let t = slot < N ? (slot + 1) * size : 0; t < T; t++)
-    for (const trace of traces) for (let head = 0; head < H; head++) gates.push(trace.gates[(t * H + head) * slots + slot]);
-  const variant = { name: label, kind: rules.aggregation, init: rules.init, top_k: rules.top_k, layers: traces.length, heads: H,
-    memories: range(N, (n) => [n * size, (n + 1) * size, (n + 1) * size, T]), answers: told.map((row) => row && best(row)),
-    target_prob: told.map((row, t) => (row && sources[t] !== null ? row[tokens[sources[t]]] : null)), ...(gates.length ? { gates: Float64Array.from(gates) } : {}) };
+  const variant = { ...variantOf(found, rules, T, label), answers: told.map((row) => row && best(row)),
+    target_prob: told.map((row, t) => (row && sources[t] !== null ? row[tokens[sources[t]]] : null)) };
   const data = { title, tokens: tokens.map(String), roles: asks ? rolesOf(sources) : tokens.map(() => "token"), source: sources,
-    target: sources.map((s) => (s === null ? null : `${tokens[s]}`)), lengths: range(slots, (n) => Math.min(size, T - n * size)), variants: [variant] };
+    target: sources.map((s) => (s === null ? null : `${tokens[s]}`)), lengths: lengthsOf(traces, T), variants: [variant] };
   const asked = range(T, (t) => t).filter((t) => sources[t] !== null), right = asked.filter((t) => variant.answers[t][0][0] === data.target[t]).length;
   return { data, rules, traces, took, asked: asked.length, right };
 }
-
-// The models that were read; one table for all views of a widget.
-function library(model, entries) {
-  const nets = (model.nets ??= new Map());
-  return (name) => {
-    if (!nets.has(name)) nets.set(name, bytesOf(model, entries.find((entry) => entry.name === name)).then((bytes) => readModel(bytes, name)));
-    return nets.get(name).catch((error) => { nets.delete(name); throw error; });
-  };
-}
-
-// What was chosen, `s`, as rules for `forward`; those that a model of attention has are not asked.
-function rulesFor(net, s) {
-  if (net.rules.aggregation === "attention") return { ...net.rules, segment_size: s.size };
-  if (weighs(s.aggregation) && s.gate === "context" && !net.connected)
-    throw new Error("this model was trained without gates, so it has no connector W_u; choose u = q, or equal gates.");
-  return { ...net.rules, aggregation: s.aggregation, gate: s.gate, top_k: s.top_k, segment_size: s.size };
-}
-
-const titleOf = (name, { aggregation, top_k, segment_size }) => [name, aggregation !== "attention" && `read by ${READINGS[aggregation]}`,
-  aggregation === "ssc" && `k = ${top_k}`, aggregation !== "none" && `segments of ${segment_size}`].filter(Boolean).join(", ");
-
-// Whether two rules read in the same way: only SSC has a k, only gates a connector, and one memory no segments.
-const alike = (a, b) => a.aggregation === b.aggregation && (a.aggregation === "none" || a.segment_size === b.segment_size) &&
-  (a.aggregation !== "ssc" || a.top_k === b.top_k) && (!weighs(a.aggregation) || a.gate === b.gate);
 
 const drawnFor = (entry, length, seed) =>
   drawTask({ ...entry, length, pairs: entry.task === "mqar" ? Math.min(length >> 2, (entry.vocab_size >> 1) - 1) : 8 }, seed);

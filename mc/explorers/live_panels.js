@@ -34,7 +34,7 @@ function rulesPanel(entries, set) {
   const model = menu("model", (name) => set.model(name)), way = menu("read by", (aggregation) => set({ aggregation }));
   const gate = menu("connector", (value) => set({ gate: value })), back = h("button", { type: "button" }, "as trained");
   const k = ladder("k", range(16, (i) => i + 1), "memories", (top_k) => set({ top_k })), size = ladder("segments", SIZES, "tokens", (value) => set({ size: value }));
-  model.fill({ "": Object.fromEntries(["mqar", "needles"].flatMap((task) => entries.filter((entry) => entry.task === task).map(({ name, label }) => [name, label]))) });
+  model.fill({ "": Object.fromEntries(["mqar", "needles", "text"].flatMap((task) => entries.filter((entry) => entry.task === task).map(({ name, label }) => [name, label]))) });
   way.fill({ "": READINGS });
   gate.fill({ "": CONNECTORS });
   back.addEventListener("click", () => set.model(model.el.querySelector("select").value));

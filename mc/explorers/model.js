@@ -1,9 +1,18 @@
 // A trained language model in the page: its weights from a safetensors file, and its forward pass as mc.nn computes it, with a linear
-// memory or with attention in its blocks. Weights are 32 bits wide, all that is computed from them 64.
+// memory or with attention in its blocks. Weights are 16 or 32 bits wide, all that is computed from them 64.
 
 // Of MCConfig.
 const DEFAULTS = { backend: "linear", aggregation: "grm", segmentation: "constant", segment_size: 64, init: "independent", gate: "context",
   top_k: 4, pool: "mean", gate_scale: 1, softmax: "chosen", conv_size: 2 };
+
+// The numbers of 16 bits (binary16) in `bytes`, which 32 bits hold exactly.
+function halves(bytes) {
+  const all = new Uint16Array(bytes);
+  return Float32Array.from(all, (x) => {
+    const sign = x >> 15 ? -1 : 1, power = (x >> 10) & 31, part = (x & 1023) / 1024;
+    return power === 31 ? (part ? NaN : sign * Infinity) : sign * (power ? (1 + part) * 2 ** (power - 15) : part * 2 ** -14);
+  });
+}
 
 // { config, weights: { name: { data, shape } } } of the bytes of a file that LanguageModel.save wrote.
 function readModel(bytes, name = "the file") {
@@ -18,9 +27,10 @@ function readModel(bytes, name = "the file") {
   const weights = {};
   delete header.__metadata__;
   for (const [key, { dtype, shape, data_offsets: [from, until] }] of Object.entries(header)) {
-    if (dtype !== "F32") throw broken(`${key} is ${dtype}, not F32`);
+    if (dtype !== "F32" && dtype !== "F16") throw broken(`${key} is ${dtype}, not F32 or F16`);
     if (end + until > bytes.byteLength) throw broken(`${key} is cut off`);
-    weights[key] = { shape, data: new Float32Array(bytes.slice(end + from, end + until)) };
+    const own = bytes.slice(end + from, end + until);
+    weights[key] = { shape, data: dtype === "F16" ? halves(own) : new Float32Array(own) };
     if (!weights[key].data.every(Number.isFinite)) throw new Error(`${name} has diverged: ${key} holds NaN or infinity.`);
   }
   const { mixer, ...config } = about, attends = mixer.kind === "AttentionConfig";

@@ -132,6 +132,7 @@ function maps(v, view, { preview, hold, light }) {
     if (truth !== null) place(home, truth);
     const top = range(w.slots, (s) => map.means[s][t]).reduce((best, g, s, all) => (g > all[best] ? s : best), 0);
     const words = [read(t, w, slot ?? top), slot === null && top !== truth && truth !== null ? `true: ${map.means[truth][t].toFixed(3)}` : ""];
+    if (v.text && w.sees(t, slot ?? top)) words.push(`“${quoted(wordsOf(v, w, slot ?? top, t), 50)}”`);
     setText(caption, words.filter(Boolean).join(" · "));
     plate.setAttribute("aria-valuenow", v.number(t));
     plate.setAttribute("aria-valuetext", `${caption.textContent}, ${layerName(w, view.layer)}`);

@@ -148,11 +148,12 @@ function gates(v, w, { light }) {
   const ramp = h("p", {}, `${v.asks ? "on ◆: gate on the true segment · " : ""}gate 0 `, h("span", { class: "ramp" }), " 1");
   let now = 0, focused = w.online;
   const read = ({ layer, head, slot, value }) => `layer ${w.block(+layer)}, head ${+head + 1} → ${w.slotName(+slot)}: ${(+value).toFixed(4)}`;
+  const quote = (slot) => (v.text && w.sees(now, slot) ? ` “${quoted(wordsOf(v, w, slot, now), 60)}”` : "");
   const largest = () => [...grid.el.querySelectorAll(".top")].reduce((a, b) => (+b.dataset.value > +a.dataset.value ? b : a));
   const pointAt = (slot, cell) => {
     grid.el.querySelectorAll("[data-slot]").forEach((el) => el.classList.toggle("lit", +el.dataset.slot === slot));
     light(...(slot === null ? [null] : slot === w.online ? [v.column(v.segmentOf[now])] : w.segments(slot)));
-    setText(reading, cell ? read(cell.dataset) : slot === null ? `largest: ${read(largest().dataset)}` : shelf[slot].el.ariaLabel);
+    setText(reading, cell ? read(cell.dataset) + quote(slot) : slot === null ? `largest: ${read(largest().dataset)}` : shelf[slot].el.ariaLabel + quote(slot));
   };
   const focus = (slot) => {
     shelf[focused].el.tabIndex = -1;

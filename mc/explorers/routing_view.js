@@ -17,6 +17,7 @@ function openingVariant(v, wanted) {
 // the story in one frame.
 function openingToken(v, w, wanted) {
   if (Number.isInteger(wanted) && wanted >= 0 && wanted < v.T) return wanted;
+  if (v.text) return tellingToken(v, w);
   const told = v.queries.filter((t) => w.isRight(t) && w.trueSlot(t) !== null && w.trueSlot(t) !== w.online);
   if (!told.length) return v.queries[0] ?? v.T - 1;
   const near = told.filter((t) => !w.folded(w.trueSlot(t))), seen = near.length ? near : told;
@@ -58,13 +59,13 @@ function answer(v, view) {
     return ["✗ Wrong: ", word(w.answers[t]?.[0]?.[0] ?? ""), ", should be ", word(v.target[t])];
   };
   const draw = (t) => {
-    const w = v.variants[view.variant], target = v.target[t], top = w.answers[t] ?? [];
-    const missed = target != null && !w.diverged && !top.some(([text]) => text === target);
+    const w = v.variants[view.variant], top = w.answers[t] ?? [], came = v.text ? v.tokens[t + 1] : null, target = v.target[t] ?? came;
+    const missed = target != null && !w.diverged && !top.some(([text]) => text === target), p = (came == null ? w.target_prob : w.next_prob)[t] ?? 0;
     setText(name, v.asks ? "the model’s answer" : "what the model expects next");
     setClass(verdict, "verdict", top.length && "asked");
     verdict.replaceChildren(...judge(w, t));
-    list.replaceChildren(...top.map((row) => answerRow(row, row[0] === target, "✓ right answer")),
-      ...(missed ? [answerRow([target, w.target_prob[t] ?? 0], true, "right answer, missed")] : []));
+    list.replaceChildren(...top.map((row) => answerRow(row, row[0] === target, came == null ? "✓ right answer" : "✓ what comes")),
+      ...(missed ? [answerRow([target, p], true, came == null ? "right answer, missed" : "what comes")] : []));
   };
   return { el: h("div", { class: "answer" }, name, verdict, list), draw };
 }
@@ -86,6 +87,7 @@ function detail(v, view, actions) {
 
 function said(v, view, t) {
   const w = v.variants[view.variant], several = v.variants.length > 1;
+  if (v.text) return heard(v, w, view.layer, t);
   const where = `Token ${v.number(t)}, ${v.roles[t]} ${visible(v.tokens[t])}, segment ${v.segment(v.segmentOf[t])}.`;
   if (v.asks && v.roles[t] !== "query") return `${where} Nothing is asked.`;
   const mass = w.gated && w.trueSlot(t) !== null ? ` ${w.share(t, w.mean(view.layer, t, w.trueSlot(t)))} of the gates, ${layerName(w, view.layer)}, on the true segment.` : "";
@@ -105,7 +107,7 @@ function routing(model, root, inside = false) {
   const draw = () => {
     const shown = previewed ?? held;
     root.dataset.token = shown;
-    setClass(root, "mc-explorer", "mc-routing", (many || grouped) && "many", grouped && "grouped", shown !== held && "previewing");
+    setClass(root, "mc-explorer", "mc-routing", (many || grouped) && "many", grouped && "grouped", v.text && "of-text", shown !== held && "previewing");
     panels.forEach((panel) => panel.draw(shown, held));
     spoken.say(said(v, view, held));
   };
@@ -122,7 +124,7 @@ function routing(model, root, inside = false) {
   const digits = Object.fromEntries(v.variants.slice(0, 9).map((_, i) => [i + 1, () => look({ variant: i })]));
   onKeys(root, { ...walk, ...digits }); // also when a button or the slider has the focus
   const time = timeBar(v, { hold, jump }), sequence = strip(v, { preview, hold, walk });
-  const told = story(v), heat = detail(v, view, sequence), verdict = answer(v, view), spoken = announcer();
+  const told = v.text ? passages(v, view, sequence) : story(v), heat = detail(v, view, sequence), verdict = answer(v, view), spoken = announcer();
   const several = v.variants.length > 1, beside = several ? [comparison(v, view, look)] : [];
   const means = layerChoice(v, view, look), map = maps(v, view, { preview, hold, light: sequence.light });
   const panels = [time, sequence, means, ...beside, told, heat, verdict, map];
@@ -130,7 +132,9 @@ function routing(model, root, inside = false) {
     several && `1 to ${Math.min(v.variants.length, 9)} choose the model whose gates are shown in full`].filter(Boolean).join(", ");
   const readout = h("div", { class: "readout" }, told.el, heat.el, verdict.el);
   const head = inside ? [] : [heading(v.title, "Point at a token to look, click to hold it.", `${keys}.`, v.notes)];
-  root.replaceChildren(...head, spoken.el, time.el, sequence.el, ...(several ? [means.el, beside[0].el, readout] : [readout, means.el]), map.el);
+  const order = v.text ? [means.el, sequence.el, ...beside.map((panel) => panel.el), readout] : [sequence.el, ...(several ? [means.el, beside[0].el, readout] : [readout, means.el])];
+  const all = v.text && inside ? h("details", {}, h("summary", {}, "gates at every token"), map.el) : map.el;
+  root.replaceChildren(...head, spoken.el, time.el, ...order, all);
   draw();
   return {
     token: (t) => { if (t !== held && Number.isInteger(t) && t >= 0 && t < v.T) show(t); },

@@ -18,9 +18,10 @@ function readSequence(data) {
   const goesOn = (s) => s === lengths.length - 1 && before + T < of; // after the window
   const progress = (t) => (goesOn(segmentOf[t]) ? `${plural(position(t), "token")} so far` : `${position(t)} of ${plural(length(segmentOf[t]), "token")}`);
   const folded = () => false;
+  const passage = (s) => tokens.slice(starts[s], starts[s] + lengths[s]).join("");
   const cached = (t) => segmentOf[t]; // memories, not tokens; an explorer that knows better replaces it
   const phase = (s, t) => (s < segmentOf[t] ? "closed" : s > segmentOf[t] ? "future" : "running");
-  return { ...data, T, of, past, before, skipped, starts, segmentOf, queries, number, segment, column, trueSegment, truePair, position, length, goesOn, progress, cached, folded, phase };
+  return { ...data, T, of, past, before, skipped, starts, segmentOf, queries, number, segment, column, trueSegment, truePair, position, length, goesOn, progress, passage, cached, folded, phase };
 }
 
 function timeText(v, t) {
@@ -55,10 +56,19 @@ function tokenSize(v) {
   return { letters, columns, width: Math.max(20, Math.ceil(letters * 5.6 + 2)) };
 }
 
+// A token of a text keeps the space before its word, so that a passage reads as it was written.
+const spelled = (s) => (s.trim() ? signed(s) : visible(s));
+
+// A passage in one line, its line breaks as slashes; of a long one the first and the last words.
+function quoted(text, letters = 76) {
+  const line = signed(text.replace(/\s*\n\s*/g, " / ")).trim(), all = [...line];
+  return all.length <= letters ? line : `${all.slice(0, letters * 0.6).join("")} … ${all.slice(letters * -0.3).join("")}`;
+}
+
 function tokenBox(v, t, letters) {
-  const text = visible(v.tokens[t]);
-  const el = h("span", { "data-index": t, role: "option", dir: "auto", "aria-label": `token ${v.number(t)}: ${text}, ${v.roles[t]}` }, text);
-  const long = [...text].length > letters && "long";
+  const text = v.text ? spelled(v.tokens[t]) : visible(v.tokens[t]);
+  const el = h("span", { "data-index": t, role: "option", dir: "auto", "aria-label": `token ${v.number(t)}: ${visible(v.tokens[t])}${v.text ? "" : `, ${v.roles[t]}`}` }, text);
+  const long = !v.text && [...text].length > letters && "long";
   const draw = (shown, held, pair) => {
     setClass(el, "token", v.roles[t], long, v.phase(v.segmentOf[t], shown) !== "closed" && t > shown && "later", v.wrong?.(t) && "wrong", pair.includes(t) && "pair", t === shown && "shown");
     if (el.ariaSelected === String(t === held)) return;
@@ -67,6 +77,13 @@ function tokenBox(v, t, letters) {
   };
   return { el, draw };
 }
+
+// Of a text: how dark a passage is, from 0 to 1, and what its label says of it.
+const shading = (el, remark) => (level, note) => {
+  el.style.setProperty("--read", level.toFixed(3));
+  el.classList.toggle("read", note !== "");
+  setText(remark, note);
+};
 
 function segmentBox(v, s, { letters, columns }) {
   const tokens = range(v.lengths[s], (i) => tokenBox(v, v.starts[s] + i, letters));
@@ -82,7 +99,7 @@ function segmentBox(v, s, { letters, columns }) {
     setText(remark, tight ? (truth ? "◆" : "") : truth ? "◆ true pair" : state);
     tokens.forEach((token) => token.draw(t, held, pair));
   };
-  return { el, draw };
+  return { el, draw, shade: shading(el, remark) };
 }
 
 // All segments that were closed before the window.
@@ -95,10 +112,11 @@ function earlierBox(v, { columns }) {
     setClass(el, "segment", "closed", "earlier", truth && "true");
     setText(remark, truth ? "◆" : "");
   };
-  return { el, draw };
+  return { el, draw, shade: shading(el, remark) };
 }
 
 function legend(v) {
+  if (v.text) return h("div", { class: "legend" }, "A box is a segment; the darker, the more the token under the pointer reads it. ↵ is a new line.");
   const entry = (role) => h("span", { class: "entry" }, h("span", { class: `token ${role}` }, "12"), role);
   const truth = v.source.some((i) => i != null) ? [h("span", { class: "entry truth" }, "◆ true pair")] : [];
   const wrong = v.wrong && v.queries.length ? [h("span", { class: "entry" }, h("span", { class: "token query wrong" }, "12"), "answered wrong")] : [];
@@ -108,7 +126,7 @@ function legend(v) {
 function strip(v, { preview, hold, walk }) {
   const size = tokenSize(v);
   const boxes = [...(v.past ? [earlierBox(v, size)] : []), ...v.lengths.map((_, s) => segmentBox(v, s, size))];
-  const list = h("div", { class: "strip", role: "listbox", "aria-label": "tokens", "aria-orientation": "horizontal",
+  const list = h("div", { class: v.text ? "strip words" : "strip", role: "listbox", "aria-label": "tokens", "aria-orientation": "horizontal",
     style: `--columns:${size.columns};--token-width:${size.width}px` }, ...boxes.map((box) => box.el));
   const focus = () => list.querySelector("[aria-selected=true]").focus();
   const thenFocus = (move, ...args) => () => { move(...args); focus(); };
@@ -128,7 +146,8 @@ function strip(v, { preview, hold, walk }) {
   onKeys(list, Object.fromEntries(Object.entries(walk).map(([key, move]) => [key, thenFocus(move)])));
   const draw = (t, held) => { const pair = v.truePair(t); boxes.forEach((box) => box.draw(t, held, pair)); };
   const light = (first, last = first) => boxes.forEach((box, i) => box.el.classList.toggle("lit", first !== null && i >= first && i <= last));
-  return { el: h("div", { class: "sequence" }, legend(v), list), draw, light };
+  const shade = (levels) => levels.forEach(([level, note], i) => boxes[i].shade(level, note));
+  return { el: h("div", { class: "sequence" }, legend(v), list), draw, light, shade };
 }
 
 // Moves of the held token. `hold(t)` is called with a token that exists.
