@@ -32,19 +32,14 @@ def visit(page, site, name):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_is_whole(page, site, name):
+def test_page_is_whole_and_fits_a_phone(page, site, name):
+    page.set_viewport_size({"width": 380, "height": 800})
     visit(page, site, name)
     assert page.evaluate("[...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).map(e => e.textContent)") == []
     assert page.locator("mjx-merror, mjx-mtext[style*='color: red']").count() == 0    # the second: an unknown command
     assert re.findall(r"\\[(\[][^\n]*|\$[^$\n]+\$", page.evaluate(PROSE)) == []
     assert page.evaluate("[...document.querySelectorAll('.mc-plotly')].filter(e => !e.querySelector('.main-svg .overplot :is(path, image)')).length") == 0
     assert page.locator("[data-ready=failed]").all_inner_texts() == []
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_page_fits_a_phone(page, site, name):
-    page.set_viewport_size({"width": 380, "height": 800})
-    visit(page, site, name)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 380, f"{width} px wide because of {page.evaluate(TOO_WIDE)}"
 

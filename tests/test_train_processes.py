@@ -123,7 +123,7 @@ def test_a_lost_process_ends_the_others_with_one_line(how, code, said):
 
 def test_who_is_lost_and_who_lost_a_peer(monkeypatch):
     assert lost_a_peer(RuntimeError("[../third_party/gloo/...] Connection closed by peer")) and not lost_a_peer(RuntimeError("shape mismatch"))
-    assert not lost_a_peer(ValueError("Connection"))
+    assert not lost_a_peer(ValueError("Connection")) and lost_a_peer(ConnectionError("lost another rank"))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert not launched()
     monkeypatch.setenv("LOCAL_RANK", "0")

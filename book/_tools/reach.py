@@ -1,6 +1,7 @@
 """What a chapter's outputs depend on: the modules that its code reaches, without their words."""
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 
@@ -10,52 +11,56 @@ def code_of(nb):
     return re.sub(r"^\s*[%!].*$", "", code, flags=re.M)
 
 
-def imported(tree, folder, files):
-    "The paths among `files` that the syntax tree of code in the package folder `folder` imports."
+def imports(node, folder):
+    "The paths that code in the package folder `folder` imports, if there are such files."
     names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = folder.parts[:len(folder.parts) - node.level + 1] if node.level else ()
-            module = ".".join([*parents, *filter(None, [node.module])])
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    for n in ast.walk(node):
+        if isinstance(n, ast.Import):
+            names |= {alias.name for alias in n.names}
+        elif isinstance(n, ast.ImportFrom):
+            parents = folder.parts[:len(folder.parts) - n.level + 1] if n.level else ()
+            module = ".".join([*parents, *filter(None, [n.module])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in n.names)}
     paths = {Path(*name.split(".")) for name in names}
-    return {f for p in paths for f in (p.with_suffix(".py"), p / "__init__.py") if f in files}
+    return {f for p in paths for f in (p.with_suffix(".py"), p / "__init__.py")}
 
 
-def identifiers(tree):
-    return {n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(tree) if isinstance(n, ast.Name | ast.Attribute)}
+def identifiers(node):
+    return {n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node) if isinstance(n, ast.Name | ast.Attribute)}
 
 
-def take_out_late(tree, folder, files):
-    "Take the top functions that import something of `files` when they are called out of `tree`: {name: function}."
-    late = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef) and imported(n, folder, files)}
-    tree.body = [n for n in tree.body if n not in late.values()]
-    return late
+@cache
+def parts(source, folder):
+    "What the code imports and names, as (imports, identifiers): its top functions by name, and the rest under None."
+    tree = ast.parse(source)
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    tree.body = [n for n in tree.body if n not in functions.values()]
+    return {name: (imports(node, folder), identifiers(node)) for name, node in [*functions.items(), (None, tree)]}
 
 
 def reached(code, folder, files):
     """The files that `code` reaches by its imports; what a function imports when it is called counts only where the
     function is named."""
     tree = ast.parse(code)
-    used, names, late, todo = set(), identifiers(tree), {}, imported(tree, folder, files)
+    used, names, late, todo = set(), identifiers(tree), {}, imports(tree, folder) & files.keys()
     while todo:
         for f in todo - used:
             used.add(f)
             if f.suffix == ".py":
-                tree = ast.parse(files[f])
-                late |= {(f, name): node for name, node in take_out_late(tree, f.parent, files).items()}
-                names |= identifiers(tree)
-                todo = todo | imported(tree, f.parent, files) | {g for g in files if g.parent == f.parent and g.suffix != ".py"}
+                for name, (paths, named) in parts(files[f], f.parent).items():
+                    if name and paths & files.keys():
+                        late[f, name] = paths, named
+                    else:
+                        names, todo = names | named, todo | paths & files.keys()
+                todo = todo | {g for g in files if g.parent == f.parent and g.suffix != ".py"}
         for f, name in [key for key in late if key[1] in names]:
-            node = late.pop((f, name))
-            names |= identifiers(node)
-            todo = todo | imported(node, f.parent, files)
+            paths, named = late.pop((f, name))
+            names, todo = names | named, todo | paths & files.keys()
         todo = todo - used
     return used
 
 
+@cache
 def wordless(source):
     "Python `source` without comments and docstrings."
     tree = ast.parse(source)
