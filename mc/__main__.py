@@ -9,11 +9,11 @@ __all__ = ['run']
 import signal
 import sys
 
-# %% ../nbs/workshop/entry.ipynb #049071f0
+# %% ../nbs/workshop/entry.ipynb #91ca4d56
 def run() -> None:
     "The program `mc`."
     try:
-        from mc.cli import main
+        from mc.commands.base import main
 
         main()
     except KeyboardInterrupt:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ARGUMENTS', 'check_lengths', 'check_tokens', 'check_memory', 'check_made', 'check_share', 'read_rate', 'check_names',
-           'read_coefficients', 'check_counts', 'check_part', 'check_cache', 'beside', 'check_inputs']
+           'read_coefficients', 'check_counts', 'check_row', 'growing_most', 'check_part', 'check_cache',
+           'check_inputs']
 
-# %% ../../nbs/workshop/combinations.ipynb #477e2abd
+# %% ../../nbs/workshop/combinations.ipynb #47fcf319
 from torch import Tensor
 
-from ..cache import SegmentCache
+from ..cache import SegmentCache, growing_of
 from mc.checks.values import (
     FLOATS,
     LARGEST_NUMBER,
@@ -26,7 +27,7 @@ from mc.checks.values import (
     whole,
 )
 from ..memory.protocol import METHODS, REQUIRED, VALUES, FastMemory, complete
-from ..segments.fenwick import growing, powers
+from ..segments.fenwick import powers
 from ..torch_tools import look
 
 # %% ../../nbs/workshop/combinations.ipynb #c11a6a84
@@ -164,15 +165,28 @@ def read_coefficients(memory, given: dict | None, like: Tensor) -> dict[str, Ten
         read[name] = c.expand(shape)[..., None]
     return read
 
-# %% ../../nbs/workshop/combinations.ipynb #8ed30c66
+# %% ../../nbs/workshop/combinations.ipynb #14ecbcfb
 ARGUMENTS = {"size": "segments (of a layer: segment_size)"}
 
 
 def check_counts(cache: SegmentCache) -> None:
     "Refuse, with a `ValueError`, lengths of segments that no sequence of tokens leaves."
     about = check_kind("cache.about", cache.about, dict)
-    lengths, size = check_kind("cache.lengths", cache.lengths, tuple), about.get("size")
-    running = check_size("cache.running", cache.running, 0)
+    lengths = check_kind("cache.lengths", cache.lengths, tuple)
+    check_size("cache.padded", cache.padded, 0)
+    if not cache.ragged:
+        return check_row(lengths, cache.running, about)
+    if not all(isinstance(some, tuple) for some in lengths):
+        raise refusal("cache.lengths", "a tuple for each row", lengths)
+    if len({len(lengths), len(cache.running), len(cache.key_sum)}) > 1:
+        raise refusal("cache.running", f"of {len(cache.key_sum)} rows", cache.running)
+    for some, running in cache.each:
+        check_row(some, running, about)
+
+
+def check_row(lengths: tuple, running: int, about: dict) -> None:
+    "`check_counts` for one row of a cache that `about` describes."
+    size, running = about.get("size"), check_size("cache.running", running, 0)
     if size and about.get("aggregation") != "none" and running >= size:
         raise refusal("cache.running", f"below the {size} tokens of a segment", running)
     if not size and (not lengths or min(counted(lengths) or [0]) > 0):
@@ -182,6 +196,11 @@ def check_counts(cache: SegmentCache) -> None:
         whole = powers(sum(counted(lengths) or [0]) // size)
     if not size or lengths != tuple(size * n for n in whole):
         raise refusal("cache.lengths", "those of whole segments", lengths)
+
+
+def growing_most(cache: SegmentCache) -> int:
+    "How many memories a cache must hold that are written beside the online one."
+    return max(growing_of(lengths, cache.about) for lengths, _ in cache.each)
 
 
 def check_part(
@@ -229,15 +248,7 @@ def check_cache(cache: SegmentCache, like: SegmentCache) -> None:
     check_part("key_sum", {"k": cache.key_sum}, {"k": like.key_sum}, None, kinds)
     check_part("states", cache.states, like.states, len(cache), kinds)
     check_part("pools", {"k": cache.pools}, {"k": like.pools}, len(cache), kinds)
-    check_part("pending", cache.pending, like.pending, beside(cache), kinds)
-
-
-def beside(cache: SegmentCache) -> int:
-    "How many memories a cache must hold that are written beside the online one."
-    about = cache.about
-    if (about["segmentation"], about["init"]) != ("fenwick", "independent"):
-        return 0
-    return len(growing(sum(cache.lengths) // about["size"])) if cache.lengths else 0
+    check_part("pending", cache.pending, like.pending, growing_most(cache), kinds)
 
 # %% ../../nbs/workshop/combinations.ipynb #c0be62a0
 def check_inputs(cache: SegmentCache, x: Tensor, shape: tuple[int, int, int]) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GIVEN', 'Refused', 'one_line', 'read', 'read_yaml', 'profiles', 'read_notebook', 'parameters_of', 'check_profile']
 
-# %% ../../nbs/workshop/profiles.ipynb #9f8d37eb
+# %% ../../nbs/workshop/profiles.ipynb #b19be053
 import ast
 import json
 import os
@@ -14,13 +14,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import click
-
-# %% ../../nbs/workshop/profiles.ipynb #0442068d
-class Refused(click.ClickException):
-    "A request that cannot be carried out: one message, exit code 2, no traceback."
-
-    exit_code = 2
+# %% ../../nbs/workshop/profiles.ipynb #6c613384
+class Refused(ValueError):
+    "A request that cannot be carried out: one message, at the command line exit code 2."
 
 
 def one_line(error: Exception) -> str:
@@ -62,6 +58,8 @@ def read_yaml(path: str) -> Any:
         content = yaml.load(read(path).decode(), Loader)
         json.dumps(content, default=str)  # nothing in it contains itself
         return content
+    except Refused:
+        raise
     except UnicodeDecodeError:
         raise Refused(f"{path} is not UTF-8 text") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -98,7 +96,7 @@ def profiles(folder: str | Path, name: str) -> dict[str, dict]:
             )
     return known
 
-# %% ../../nbs/workshop/profiles.ipynb #5bb28f4d
+# %% ../../nbs/workshop/profiles.ipynb #62645bcd
 GIVEN = ("profile", "out")
 
 
@@ -112,7 +110,7 @@ def read_notebook(path: str):
             notebook = nbformat.reads(read(path).decode(), as_version=4)
             notebook = nbformat.v4.upgrade(notebook)
             nbformat.validate(notebook)
-    except click.ClickException:
+    except Refused:
         raise
     except Exception as error:  # whatever nbformat meets in a file that is something else
         reason = one_line(error)[:100]

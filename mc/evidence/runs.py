@@ -6,7 +6,7 @@
 __all__ = ['MIXERS', 'TEST_SEED', 'MQARRun', 'NeedleRun', 'carried', 'score', 'recorded', 'checkpoint_of', 'trained', 'measure',
            'folder_of_records', 'check_runs', 'measure_all']
 
-# %% ../../nbs/workshop/runs.ipynb #a3206b6a
+# %% ../../nbs/workshop/runs.ipynb #3aeb5007
 import json
 import time
 from collections import Counter
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..nn.layer import MCConfig
-from ..nn.model import AttentionConfig, LanguageModel, LMConfig, cache_bytes
+from ..nn.model import AttentionConfig, LanguageModel, LMConfig
 from .records import provenance
 from .schema import Count, Counts, Name, RunRecord, Settings, argument, checked
 from ..storage import load_json, load_tensors, save_json, sweep
@@ -130,13 +130,13 @@ class NeedleRun(MQARRun):
         "The same needles in texts of each of `lengths`."
         return "length", {n: replace(self.task, length=n) for n in self.lengths}
 
-# %% ../../nbs/workshop/runs.ipynb #9b5b12c8
+# %% ../../nbs/workshop/runs.ipynb #f85ac952
 @torch.no_grad()
 def carried(run: MQARRun) -> int:
     "Numbers in the caches of the run's model after one whole sequence."
     tokens = torch.zeros(1, run.length, dtype=torch.int64)
-    _, caches = run.model().forward_with_cache(tokens)
-    return cache_bytes(caches) // 4
+    _, cache = run.model().forward_with_cache(tokens)
+    return cache.nbytes // 4
 
 # %% ../../nbs/workshop/runs.ipynb #f5b1c21b
 TEST_SEED = 2**40

@@ -65,7 +65,7 @@ def questions(tokens: Tensor, vocab_size: int) -> Batch:
             labels[0, t], source[0, t] = ids[latest[token]], latest[token]
     return Batch(tokens, labels, source)
 
-# %% ../../nbs/workshop/explorer_live.ipynb #7a9a12ed
+# %% ../../nbs/workshop/explorer_live.ipynb #eafae1b7
 def rewired(model: LanguageModel, **changes) -> LanguageModel:
     """The weights of `model` under another configuration: `changes` to its `MCConfig`.
 
@@ -75,7 +75,8 @@ def rewired(model: LanguageModel, **changes) -> LanguageModel:
     if not isinstance(model, LanguageModel):
         raise ValueError(f"model must be a LanguageModel; got a {type(model).__name__}")
     if not isinstance(model.config.mixer, MCConfig):
-        raise ValueError("this model is attention: it has no memories; choose another one")
+        kind = "attention: it has no memories" if model.config.mixer else "a hybrid"
+        raise ValueError(f"this model is {kind}; choose another one")
     if unknown := sorted(changes.keys() - {field.name for field in fields(MCConfig)}):
         raise ValueError(f"changes must be to options of MCConfig; got {unknown}")
     mixer, weights = replace(model.config.mixer, **changes), model.state_dict()
@@ -94,7 +95,7 @@ def rewired(model: LanguageModel, **changes) -> LanguageModel:
         raise ValueError(f"changes need other weights than the model has: {changes}") from None
     return other.eval()
 
-# %% ../../nbs/workshop/explorer_live.ipynb #867dda85
+# %% ../../nbs/workshop/explorer_live.ipynb #65a1ad4e
 READINGS = ("none", "residual", "grm", "soup", "ssc")
 CONNECTORS = ("context", "shared", "uniform")  # what the page can compute
 SEED = 2026
@@ -111,6 +112,8 @@ def entry(name: str, model: LanguageModel) -> dict | None:
     that it cannot run: it has linear memories in segments of one length, and attention.
     """
     mixer, (task, _, variant) = model.config.mixer, name.split("/")
+    if mixer is None or getattr(mixer, "window", None):  # a hybrid, or a sliding window
+        return None
     rules = {"aggregation": "attention"}
     if isinstance(mixer, MCConfig):
         plain = MCConfig(mixer.d_model, mixer.num_heads)

@@ -6,7 +6,7 @@
 __all__ = ['ROUTING', 'answers', 'variant_data', 'gates_of', 'cut', 'roles_in', 'windowed', 'named', 'look', 'routing_data',
            'RoutingExplorer', 'still_of', 'explore']
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #d7fc7d1b
+# %% ../../nbs/workshop/explorer_routing.ipynb #588b809b
 import base64
 
 import numpy as np
@@ -27,12 +27,21 @@ from mc.explorers.base import (
     roles,
     unpack,
 )
-from .window import Diverged, Seen, check_models, room, watch, window
+from mc.explorers.window import (
+    Diverged,
+    Seen,
+    caching,
+    check_models,
+    mixer_of,
+    room,
+    watch,
+    window,
+)
 from ..nn.model import LanguageModel
 
 from ..tasks.mqar import IGNORE, Batch
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #c19110b9
+# %% ../../nbs/workshop/explorer_routing.ipynb #6d1eb55e
 def answers(seen: Seen, batch: Batch, words: list[str]) -> dict:
     """What a model answers to the tokens (1, W) of `batch`. `answers`: the three best (fewer
     in a smaller vocabulary) and their probabilities, at questions, or everywhere if nothing is
@@ -72,16 +81,18 @@ def variant_data(
     packed, memory by memory, the online one last, for each of these tokens (layers, heads).
     `chosen`, where some are chosen: a bit for each, and `gates` holds those that are set.
     """
-    mixer, nothing = model.config.mixer, [None] * batch.tokens.shape[1]
+    mixer, nothing = mixer_of(model), [None] * batch.tokens.shape[1]
     about = {
         "name": name,
         "kind": mixer.aggregation,
         "init": mixer.init,
         "top_k": int(mixer.top_k),
         "top_p": float(mixer.top_p),
-        "layers": len(model.blocks),
+        "layers": len(caching(model)),
         "heads": int(mixer.num_heads),
     }
+    if len(caching(model)) < len(model.blocks):  # a hybrid: what is shown is not all
+        about["blocks"] = [i + 1 for i in caching(model)]
     if seen is None:
         lost = {"memories": [], "answers": nothing, "target_prob": nothing}
         return about | lost | {"diverged": True}
@@ -126,7 +137,7 @@ def gates_of(variant: dict, tokens: int) -> Tensor:
     gates = torch.zeros(stored.shape, dtype=torch.float32).masked_scatter(stored, values)
     return gates.permute(2, 1, 3, 0)
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #087d7c8b
+# %% ../../nbs/workshop/explorer_routing.ipynb #379d71cc
 def cut(memories: dict[str, list], tokens: int) -> list[int]:
     """The first token of every segment of a text of `tokens`, and `tokens`. `memories`: for
     each model the first token and one past the last of its cached memories.
@@ -190,7 +201,7 @@ def look(
     """The first token of the window and one past the last, what each model did there, and
     a sentence for each that has diverged.
     """
-    count, mixers = batch.tokens.shape[1], [model.config.mixer for model in models.values()]
+    count, mixers = batch.tokens.shape[1], [mixer_of(model) for model in models.values()]
     sizes = [mixer.segment_size for mixer in mixers if mixer.aggregation != "none"]
     start, end = window(
         batch.labels[0] != IGNORE, room(models, words, count), until, max(sizes, default=1)

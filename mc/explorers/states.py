@@ -6,7 +6,7 @@
 __all__ = ['LAYERS', 'Heard', 'hear', 'pairs', 'ask', 'variant', 'check_page', 'hear_all', 'states_data', 'StatesExplorer',
            'explore_states']
 
-# %% ../../nbs/workshop/explorer_states.ipynb #47440773
+# %% ../../nbs/workshop/explorer_states.ipynb #40d56c68
 from typing import NamedTuple
 
 import torch
@@ -31,16 +31,18 @@ from mc.explorers.window import (
     LETTERS_OF_DATA,
     LONGEST,
     Diverged,
+    caching,
     check_models,
     check_numbers,
     check_weights,
+    mixer_of,
     watch,
 )
 from ..nn.model import LanguageModel
 from ..nn.parts import unit
 from ..tasks.mqar import Batch
 
-# %% ../../nbs/workshop/explorer_states.ipynb #c975f384
+# %% ../../nbs/workshop/explorer_states.ipynb #8c51bbca
 class Heard(NamedTuple):
     """What one layer computed: `q`, `k`, `v` (B, T, H, D), the kind of memory and the
     cache after all T tokens.
@@ -70,11 +72,13 @@ class Heard(NamedTuple):
 @torch.no_grad()
 def hear(model: LanguageModel, tokens: Tensor, layer: int = 0) -> Heard:
     """Run `model` over `tokens` (B, T) and listen to its Memory Caching layer `layer`,
-    counted from 0. `ValueError` for a layer that is not there, a model that has diverged,
+    counted from 0. `ValueError` for a layer that is not there or is attention, a model that has diverged,
     and one that is not on the CPU.
     """
     check_models(model)
     check_index("layer", layer, len(model.blocks))
+    if layer not in caching(model):
+        raise ValueError(f"layer must be one with Memory Caching; {layer} is attention")
     check_weights("model", model)
     if model.embedding.weight.device.type != "cpu":
         raise ValueError(f"model must be on the CPU; got {model.embedding.weight.device}")
@@ -123,7 +127,7 @@ def ask(heard: Heard, asks: dict[int, int]) -> tuple[Tensor, Tensor]:
     ranked = torch.where(own[:, None], cosines, cosines.abs())
     return closeness, torch.tensor(places)[ranked.argmax(-1)]
 
-# %% ../../nbs/workshop/explorer_states.ipynb #a91e7299
+# %% ../../nbs/workshop/explorer_states.ipynb #2e23223b
 LAYERS = {  # of a state: its name in the page, its rows and its columns
     "m": ("M", "value", "key"),
     "w2": ("W2", "hidden", "key"),
@@ -241,7 +245,7 @@ def states_data(
         "memories": len(next(iter(heard.values())).cache),
         "asks": [list(pair) for pair in asks.items()],
         "variants": [
-            variant(name, models[name].config.mixer.init, h, asks, heads)
+            variant(name, mixer_of(models[name]).init, h, asks, heads)
             for name, h in heard.items()
         ],
     }

@@ -35,7 +35,7 @@ from ..nn.model import LanguageModel
 from ..nn.parts import unit
 from ..tasks.mqar import IGNORE, Batch
 
-# %% ../../nbs/workshop/explorer_time.ipynb #225759ee
+# %% ../../nbs/workshop/explorer_time.ipynb #a07265c9
 NUMBERS = 1 << 22  # of all states with a state for every token
 
 
@@ -49,12 +49,13 @@ def reread(model: LanguageModel, size: int) -> LanguageModel:
     "The weights of `model` in one with segments of `size` tokens."
     check_models(model)
     check_size("size", size)
-    mixer = replace(model.config.mixer, segment_size=size)
-    other = LanguageModel(replace(model.config, mixer=mixer))
+    change = lambda m: replace(m, segment_size=size) if isinstance(m, MCConfig) else m
+    mixers = [change(mixer) for mixer in model.config.layers]
+    other = LanguageModel(replace(model.config, mixer=None, mixers=mixers))
     other.to(model.embedding.weight.dtype).load_state_dict(model.state_dict())
     return other.eval()
 
-# %% ../../nbs/workshop/explorer_time.ipynb #38209312
+# %% ../../nbs/workshop/explorer_time.ipynb #a842f3c1
 @torch.no_grad()
 def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
     """q, k, v and u, each (B, T, H, D), of the first layer for `tokens` (B, T): what no
@@ -65,7 +66,7 @@ def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
         raise ValueError(
             f"model must be a LanguageModel on the CPU; got a {type(model).__name__}"
         )
-    mixer = model.config.mixer
+    mixer = model.config.layers[0]
     wanted = dict(backend="linear", aggregation="grm", segmentation="constant")
     given = {name: getattr(mixer, name, None) for name in wanted}
     if not isinstance(mixer, MCConfig) or given != wanted or mixer.rules.pool != "mean":
@@ -83,7 +84,7 @@ def first_layer(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
         check_numbers("model", "what layer 1 computes", numbers.transpose(0, 1))
     return written
 
-# %% ../../nbs/workshop/explorer_time.ipynb #f021838e
+# %% ../../nbs/workshop/explorer_time.ipynb #1b113fee
 def check_asked(batch: Batch) -> None:
     "Refuse, with a `ValueError`, a batch without questions, or without a source of one."
     if not isinstance(batch, Batch):
@@ -103,7 +104,7 @@ def closeness(model: LanguageModel, batch: Batch, size: int) -> Tensor:
     check_size("size", size)
     check_asked(batch)
     q, k, v, u = first_layer(model, batch.tokens)
-    init, asked = model.config.mixer.init, batch.labels != IGNORE
+    init, asked = model.config.layers[0].init, batch.labels != IGNORE
     y = memory_caching(q, k, v, u, LinearMemory(), segments=size, init=init)
     rows = batch.source.clamp(min=0)[..., None, None].expand_as(v)
     return F.cosine_similarity(y, v.gather(1, rows), dim=-1)[asked]
@@ -117,7 +118,7 @@ def check_sequence(model: LanguageModel, batch: Batch) -> None:
     check_tokens("model", batch, model.config.vocab_size)
     check_asked(batch)
     tokens = batch.labels.shape[1]
-    width = model.config.mixer.d_model // model.config.mixer.num_heads
+    width = model.config.d_model // model.config.layers[0].num_heads
     longest = min(LONGEST, NUMBERS // width**2)
     if tokens > longest:
         raise ValueError(
@@ -134,9 +135,9 @@ def time_data(model: LanguageModel, batch: Batch, head: int, title: str) -> dict
     """
     batch, title = one_sequence(batch), as_text("title", title)
     check_sequence(model, batch)
-    check_index("head", head, model.config.mixer.num_heads)
+    check_index("head", head, model.config.layers[0].num_heads)
     _, *written = first_layer(model, batch.tokens)
-    mixer, asked = model.config.mixer, batch.labels[0] != IGNORE
+    mixer, asked = model.config.layers[0], batch.labels[0] != IGNORE
     tokens = len(asked)
     trained = min(mixer.segment_size, tokens)
     dial = sorted({*sizes(tokens), trained}, reverse=True)

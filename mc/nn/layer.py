@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GATES', 'check_mixer', 'Heads', 'MCConfig', 'MemoryCachingLayer', 'back']
 
-# %% ../../nbs/workshop/layer.ipynb #b9c911a3
+# %% ../../nbs/workshop/layer.ipynb #5d0410b1
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .backends import BACKENDS, check_constants
 from ..cache import SegmentCache, vouch
+from ..cache_rows import last_inputs, row_edges
 from ..checks.calls import check_cache, check_inputs, check_made
 from mc.checks.values import (
     check_choice,
@@ -27,7 +28,7 @@ from mc.checks.values import (
     settle,
 )
 from ..functional import about_of, one_pass, rewind
-from ..segments.packing import check_cut, check_going_on, packing
+from ..segments.packing import Packing, check_cut, check_going_on, packing
 from .parts import WIDEST, CausalConv, RMSNorm, unit
 from ..options import OPTIONS, Options, Rules, check_rules, with_options
 from ..forms.sequential import Pass
@@ -104,7 +105,7 @@ class MCConfig(Options, Heads):
         rules = Rules(**{name: getattr(self, name) for name in OPTIONS})
         return replace(rules, pool="position") if self.gate == "position" else rules
 
-# %% ../../nbs/workshop/layer.ipynb #a6581c2a
+# %% ../../nbs/workshop/layer.ipynb #9a95a0ea
 class MemoryCachingLayer(nn.Module):
     """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
     causal.
@@ -132,7 +133,7 @@ class MemoryCachingLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Packing | None = None,
         cu_seqlens: Tensor | None = None,
         cache: SegmentCache | None = None,
         return_cache: bool = False,
@@ -140,21 +141,27 @@ class MemoryCachingLayer(nn.Module):
         """All T tokens at once: `x` (B, T, d_model) to the same shape.
 
         `attention_mask` (B, T): 1 for a token, 0 for padding, anywhere; outputs there are
-        zero. `cu_seqlens`: bounds of the sequences packed in one row (B = 1). `cache`: go
-        on after the tokens that it has seen; `return_cache`: return (y, cache) for a later
-        call, which needs sequences with the same number of tokens.
+        zero. Or a `Packing` that `x` has been through: a model packs once for all layers.
+        `cu_seqlens`: bounds of the sequences packed in one row (B = 1). `cache`: go
+        on after the tokens that it has seen, each row from where it is, also with no token
+        at all; `return_cache`: return (y, cache) for a later call.
         """
         return_cache = check_flag("return_cache", return_cache)
         check_input(x, 3, self.config.d_model, next(self.parameters()))
-        rows = packing(attention_mask, cu_seqlens, x)
+        packed, rows, counts = isinstance(attention_mask, Packing), attention_mask, None
+        if not packed:
+            rows = packing(attention_mask, cu_seqlens, x, cache is not None)
         if rows:
             check_cut(rows, self.config.segmentation, self.config.aggregation)
-            check_going_on(rows, cu_seqlens, cache, return_cache)
-            x = rows.pack(x)
-        out, after = self._pass(x, cache)
+            counts = check_going_on(rows, cu_seqlens, cache, return_cache)
+            x = x if packed else rows.pack(x)
+        out, after = self._pass(x, cache, counts)
+        if counts is not None:
+            before = cache.columns if cache is not None else 0
+            after = after.with_columns(before + rows.shape[1])
         y = self.out(self.norm(out.y).flatten(2) * F.silu(self.gate(x)))
         check_result(y, lambda: self._parts(cache))
-        y = rows.unpack(y) if rows else y
+        y = rows.unpack(y) if rows and not packed else y
         return (y, after) if return_cache else y
 
     def forward_with_cache(
@@ -163,7 +170,9 @@ class MemoryCachingLayer(nn.Module):
         cache: SegmentCache | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, SegmentCache]:
-        "`forward` after the tokens that `cache` has seen; returns outputs and next cache."
+        """`forward` after the tokens that `cache` has seen; returns outputs and next cache.
+        With a mask, rows may be of different lengths.
+        """
         return self(x, attention_mask, cache=cache, return_cache=True)
 
     def step(
@@ -180,8 +189,12 @@ class MemoryCachingLayer(nn.Module):
         return y[:, 0], cache
 
     def inspect(self, x: Tensor, cache: SegmentCache | None = None) -> Trace:
-        "Scores, gates, choices and states of a pass over `x` (B, T, d_model)."
+        """Scores, gates, choices and states of a pass over `x` (B, T, d_model). `ValueError`
+        for a cache whose rows have come unequally far.
+        """
         check_input(x, 3, self.config.d_model, next(self.parameters()))
+        if isinstance(cache, SegmentCache):
+            cache.position  # of all rows, or refused
         with torch.no_grad():
             out, done = self._pass(x, cache)
         check_result(out.y, lambda: self._parts(cache))
@@ -193,7 +206,9 @@ class MemoryCachingLayer(nn.Module):
         kept = {} if cache is None else cache._tensors()
         return dict(self.named_parameters()) | {f"cache.{n}": a for n, a in kept.items()}
 
-    def _pass(self, x: Tensor, cache: SegmentCache | None) -> tuple[Pass, SegmentCache]:
+    def _pass(
+        self, x: Tensor, cache: SegmentCache | None, counts: list[int] | None = None
+    ) -> tuple[Pass, SegmentCache]:
         config = self.config
         check_finite("x", x)
         before = self._inputs(x, cache)
@@ -203,10 +218,15 @@ class MemoryCachingLayer(nn.Module):
         q, k, v = unit(q), unit(k), v.to(torch.promote_types(v.dtype, torch.float32))
         memory, coefficients = check_made(self.backend(x))
         u = self.connectors(x, q).to(q)
-        out = one_pass(
-            q, k, v, u, memory, config.rules, config.segment_size, coefficients, cache=cache
-        )
-        edges = self._edges(x, before, cache, out.cache)
+        rest = config.segment_size, coefficients, "parallel", cache, counts
+        out = one_pass(q, k, v, u, memory, config.rules, *rest)
+        counts = counts or [x.shape[1]] * len(x)
+        if min(counts) == x.shape[1] and not (cache is not None and cache.ragged):
+            edges = self._edges(x, before, cache, out.cache)
+        else:
+            inputs = torch.cat([before, x], 1)
+            after = last_inputs(inputs, counts, before.shape[1])
+            edges = row_edges(inputs, before[:, None][:, :0], cache, out.cache)
         done = replace(out.cache, inputs=after, edges=edges)
         return out, vouch(done, *out.cache.vouched, (after.shape, x.device))
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'KINDS', 'Variant', 'both_passes', 'memory_caching_layer', 'attention_layer', 'multiply_adds', 'torch_mm',
-           'Around', 'around_layer', 'stepping', 'attention_and_cache', 'attention_stepping', 'attention_in_place']
+           'Around', 'around_layer', 'stepping', 'attention_and_cache', 'attention_in_place', 'attention_stepping']
 
-# %% ../../../nbs/workshop/timed.ipynb #ec31aab2
+# %% ../../../nbs/workshop/timed.ipynb #965f542c
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...nn.layer import MCConfig, MemoryCachingLayer
-from ...nn.model import Attention, AttentionConfig
+from ...nn.attention import Attention, AttentionConfig
+from ...nn.attention_cache import AttentionCache, roomy
 
 # %% ../../../nbs/workshop/timed.ipynb #157daccd
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def around_layer(variant: Variant) -> Callable[[], None]:
     "Both passes of the layer without its memory."
     return both_passes(variant.layer(Around), variant.inputs())
 
-# %% ../../../nbs/workshop/timed.ipynb #5a86a35a
+# %% ../../../nbs/workshop/timed.ipynb #e0ccdb08
 PIECE = 4096  # tokens of a context that are read at once
 
 
@@ -153,53 +154,49 @@ def stepping(variant: Variant) -> Callable[[], Tensor]:
     return call
 
 
-def attention_and_cache(
-    variant: Variant,
-) -> tuple[Attention, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    "Attention, inputs, and a cache of `tokens` random keys and values (B, H, T, D)."
+def attention_and_cache(variant: Variant) -> tuple[Attention, Tensor, AttentionCache]:
+    "Attention, inputs, and a cache of `tokens` random keys and values with room for the steps."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = Attention(AttentionConfig(variant.d_model, variant.num_heads))
     x = variant.inputs().detach()
-    heads = x.unflatten(-1, (variant.num_heads, -1)).transpose(1, 2)
-    return layer, x, (F.normalize(heads, dim=-1), heads.flip(2).contiguous(), x[:, -1:])
+    heads = x.unflatten(-1, (variant.num_heads, -1)).transpose(1, 2)  # (B, H, T, D)
+    seen = (variant.tokens,) * len(x)
+    keys, values = F.normalize(heads, dim=-1), heads.flip(2).contiguous()
+    cache = AttentionCache(keys, values, x[:, -1:], seen, seen, variant.tokens)
+    return layer, x, roomy(cache._made(trusted=True), variant.options["steps"])
 
 
-def attention_stepping(variant: Variant) -> Callable[[], Tensor]:
-    "`options['steps']` tokens of attention after `tokens`, as `mc.nn.model.Attention` does them."
+def attention_in_place(variant: Variant) -> Callable[[], Tensor]:
+    "`options['steps']` tokens of attention after `tokens`, as `mc.nn.attention` does them."
     layer, x, start = attention_and_cache(variant)
+    ends = start.room.ends
 
     @torch.no_grad()
     def call():
-        cache = start
-        for token in x[:, : variant.options["steps"]].split(1, 1):
-            y, cache = layer.forward_with_cache(token, cache)
-        return y[:, 0]
+        cache, start.room.ends = start, ends  # what the last call wrote is forgotten
+        for token in x[:, : variant.options["steps"]].unbind(1):
+            y, cache = layer.step(token, cache)
+        return y
 
     return call
 
 
-def attention_in_place(variant: Variant) -> Callable[[], Tensor]:
-    "The same; keys and values have their places from the start, and nothing is copied."
-    layer, x, (k, v, first) = attention_and_cache(variant)
-    tokens, steps = variant.tokens, variant.options["steps"]
-    keys, values = (F.pad(old, (0, 0, 0, steps)) for old in (k, v))
+def attention_stepping(variant: Variant) -> Callable[[], Tensor]:
+    "The same; all keys and values are copied to put a new one behind them."
+    layer, x, start = attention_and_cache(variant)
 
     @torch.no_grad()
     def call():
-        before = first
-        for t, token in enumerate(x[:, :steps].split(1, 1), tokens):
+        before, keys, values = start.inputs, start.keys, start.values
+        for token in x[:, : variant.options["steps"]].split(1, 1):
             projected, before = layer.conv(token, before)
-            heads = projected.unflatten(-1, (3, variant.num_heads, -1)).permute(
-                2, 0, 3, 1, 4
-            )
-            q = F.normalize(heads[0], dim=-1) * layer.log_scale.exp()
-            keys[:, :, t : t + 1], values[:, :, t : t + 1] = (
-                F.normalize(heads[1], dim=-1),
-                heads[2],
-            )
-            seen = keys[:, :, : t + 1], values[:, :, : t + 1]
-            y = layer.norm(F.scaled_dot_product_attention(q, *seen, scale=1.0))
+            heads = projected.unflatten(-1, (3, variant.num_heads, -1))
+            q, k, v = heads.permute(2, 0, 3, 1, 4)
+            q = F.normalize(q, dim=-1) * layer.log_scale.exp()
+            keys = torch.cat([keys, F.normalize(k, dim=-1)], 2)
+            values = torch.cat([values, v], 2)
+            y = layer.norm(F.scaled_dot_product_attention(q, keys, values, scale=1.0))
             y = layer.out(y.transpose(1, 2).flatten(2) * F.silu(layer.gate(token)))
         return y[:, 0]
 
