@@ -206,7 +206,7 @@ def choose(root, label, value):
 
 def type_tokens(root, text):
     if not root.locator("textarea").is_visible():
-        root.locator("summary").click()
+        root.locator("summary", has_text="type the tokens").click()
     root.locator("textarea").fill(text)
     root.get_by_role("button", name="run these tokens").click()
 

@@ -232,7 +232,7 @@ def test_it_goes_on_from_a_seed(typing, page, widget):
 
 
 def test_the_way_of_reading_is_changed(typing, page, widget, model):
-    typing.locator("summary").click()
+    typing.locator("summary", has_text="in another way").click()
     for way in ("residual", "none"):
         typing.evaluate("e => { e.dataset.state = 'waiting'; }")
         typing.locator("select[data-name='read by']").select_option(way)

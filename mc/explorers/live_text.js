@@ -35,7 +35,7 @@ function tokensOf(text, tokenizer) {
 
 // Where one types: the text, texts that are prepared, and the model's own words.
 function textPanel(data, set) {
-  const box = h("textarea", { rows: 6, "aria-label": "text", maxlength: 4 * MOST_LETTERS, spellcheck: "false", dir: "auto" }), passage = menu("text", (title) => title && set.text(data.passages[title]));
+  const box = h("textarea", { rows: 5, "aria-label": "text", maxlength: 4 * MOST_LETTERS, spellcheck: "false", dir: "auto" }), passage = menu("text", (title) => title && set.text(data.passages[title]));
   const go = h("button", { type: "button" }), warmth = menu("temperature", (value) => set.draws({ temperature: +value })), seed = h("input", { type: "number", min: 0, max: 2 ** 31 - 1, "aria-label": "seed" });
   let waiting;
   passage.fill({ "": { "": "your own", ...Object.fromEntries(Object.keys(data.passages).map((title) => [title, title])) } });

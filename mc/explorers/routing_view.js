@@ -133,7 +133,8 @@ function routing(model, root, inside = false) {
   const readout = h("div", { class: "readout" }, told.el, heat.el, verdict.el);
   const head = inside ? [] : [heading(v.title, "Point at a token to look, click to hold it.", `${keys}.`, v.notes)];
   const order = v.text ? [means.el, sequence.el, ...beside.map((panel) => panel.el), readout] : [sequence.el, ...(several ? [means.el, beside[0].el, readout] : [readout, means.el])];
-  const all = v.text && inside ? h("details", {}, h("summary", {}, "gates at every token"), map.el) : map.el;
+  const folded = (title, ...panels) => h("details", {}, h("summary", {}, title), ...panels);
+  const all = !inside ? map.el : v.text ? folded("gates of every head, and at every token", heat.el, map.el) : folded("gates at every token", map.el);
   root.replaceChildren(...head, spoken.el, time.el, ...order, all);
   draw();
   return {
