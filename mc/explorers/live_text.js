@@ -46,7 +46,7 @@ function textPanel(data, set) {
   seed.addEventListener("change", () => set.draws({ seed: Math.max(0, Math.floor(+seed.value) || 0) }));
   // At its end one types on.
   const draw = (s, writing) => {
-    if (box.value !== s.text) { box.value = s.text; box.scrollTop = box.scrollHeight; }
+    if (box.value !== s.text) { box.value = s.text; requestAnimationFrame(() => { box.scrollTop = box.scrollHeight; }); }
     passage.draw(Object.keys(data.passages).find((title) => data.passages[title] === s.text) ?? "");
     warmth.draw(`${s.temperature}`);
     seed.value = s.seed;
