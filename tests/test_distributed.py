@@ -254,7 +254,7 @@ def work(rank, count, folder, what):
 
 def main(folder):
     try:
-        import lightning_fabric    # once for all that are forked
+        import lightning_fabric  # noqa: F401, once for all that are forked
     except ImportError:
         pass
     for what, count in (("all", 2), ("all", 4), ("lost", 2), ("lost", 4), ("stuck", 2), ("ddp", 2), ("fsdp", 2)):

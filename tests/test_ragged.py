@@ -98,7 +98,7 @@ def check(memory, seed, grad=False, pieces=PIECES, **options):
         assert (y[~some] == 0).all()
         reads.append(y)
         a = b
-    y, loss, others = torch.cat(reads, 1), 0, []
+    y, others = torch.cat(reads, 1), []
     assert cache.columns == sum(pieces) and cache.positions == mask.sum(1).tolist()
     there = [b for b in range(B) if mask[b].any()]
     for b in there:

@@ -181,7 +181,7 @@ def test_the_log_of_a_resumed_run_is_that_of_a_whole_one(tmp_path):
         return [{n: v for n, v in line.items() if "seconds" not in n} for line in log.read()][: -1]
 
     whole = logged("whole", [12])
-    assert [line["step"] for line in whole] == list(range(1, 13)) and [l["step"] for l in whole if "held_out" in l] == [4, 8, 12]
+    assert [line["step"] for line in whole] == list(range(1, 13)) and [line["step"] for line in whole if "held_out" in line] == [4, 8, 12]
     assert logged("cut", [4, 5, 8, 12]) == whole
     assert set(whole[3]) == {"step", "loss", "rate", "norm", "labels", "held_out"} and whole[2]["rate"] == CONFIG.learning_rate
 
