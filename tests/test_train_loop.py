@@ -131,6 +131,7 @@ def test_bounds_of_documents_reach_a_model_that_takes_them():
     packed = train(model, lambda step, g: (tokens, labels, bounds), replace(CONFIG, steps=1), progress=False)
     assert packed[0] == pytest.approx(apart, abs=1e-5)
     assert train(Plain(), lambda step, g: (tokens, labels, bounds), replace(CONFIG, steps=1), progress=False)
+    assert evaluate(Plain(), [(tokens, labels, bounds)])["held_out"] > 0
     assert train(fresh(), lambda step, g: (tokens, labels), replace(CONFIG, steps=1), progress=False)[0] != pytest.approx(apart, abs=1e-4)
 
 
@@ -238,8 +239,13 @@ def test_fabric_with_one_process_is_the_same_loop(tmp_path):
 def test_tensorboard_shows_each_step_once(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for stop in (7, 12):
-        run(fresh(), checkpoint=tmp_path / "c", every=5, stop=stop, logs=[TensorBoard(tmp_path / "tb")])
+    def killed(step, generator):
+        return batch(step, generator) if step < 7 else None                # after step 7 of which 5 are in a checkpoint
+
+    options = dict(checkpoint=tmp_path / "c", every=5, logs=[TensorBoard(tmp_path / "tb")], progress=False)
+    with pytest.raises(ValueError, match="batch must return"):
+        train(fresh(), killed, CONFIG, **options)
+    train(fresh(), batch, CONFIG, **options)
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [e.step for e in events.Scalars("loss")] == list(range(1, 13)) and set(events.Tags()["scalars"]) >= {"loss", "rate", "norm"}
 
