@@ -196,6 +196,19 @@ def test_a_row_that_was_written_halfway_does_not_count(tmp_path):
     assert same(cache, layer.forward_with_cache(x)[1])
 
 
+def test_blank_shards_do_not_count(tmp_path):
+    "A kill in a call that finishes several segments may leave shards that were made and not filled."
+    layer, x = layer_of(), tokens(24)
+    cache = layer.forward_with_cache(x[:, :12], DiskCache.create(tmp_path, layer, shard_bytes=900))[1]
+    assert cache.store.rows == 1
+    for i in (3, 4):
+        Shard.write(cache.store.path(i), cache.store.columns, 1)
+    cache.release()
+    cache = DiskCache.open(tmp_path)
+    assert len(cache) == 3
+    assert torch.allclose(layer.forward_with_cache(x[:, 12:], cache)[0], layer(x)[:, 12:], atol=1e-9)
+
+
 def test_a_full_disk(tmp_path):
     "One clear error that names the folder; the folder opens, and the same cache goes on when there is room."
     layer, x = layer_of(), tokens(40)
