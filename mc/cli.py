@@ -5,5 +5,6 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/workshop/commands.ipynb #2c2dfc82
+# %% ../nbs/workshop/commands.ipynb #634aff49
 from .commands.base import main  # noqa: F401
+from .evidence.profiles import profiles  # noqa: F401

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IMPLEMENTATIONS', 'plan', 'one_pass', 'passed', 'guarded', 'about_of', 'memory_caching', 'parts_of', 'rewind']
 
-# %% ../nbs/workshop/function.ipynb #d13a5e5d
+# %% ../nbs/workshop/function.ipynb #cf094f5c
 from dataclasses import replace
 from functools import partial
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ from mc.checks.values import (
 from .memory.protocol import slow
 from .segments.packing import check_cut, check_going_on, packing
 from .forms.parallel import parallel
-from .forms.ragged import by_groups, ragged, ragged_step
+from .forms.ragged import ragged
+from .forms.ragged_step import by_groups, ragged_step
 from .options import Rules, check_rules, known_options, with_options
 from .segments.lengths import Segments
 from .forms.sequential import Pass, Tokens, sequential
@@ -83,7 +85,7 @@ def plan(
         )
     return cut, [True] * len(cut)
 
-# %% ../nbs/workshop/function.ipynb #83fa3229
+# %% ../nbs/workshop/function.ipynb #3d803a5c
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -96,7 +98,7 @@ def one_pass(
     rules: Rules,
     segments: int | list[int],
     coefficients: dict | None = None,
-    implementation: str = "parallel",
+    implementation: str | Callable = "parallel",
     cache: SegmentCache | None = None,
     counts: list[int] | None = None,
 ) -> Pass:
@@ -105,12 +107,14 @@ def one_pass(
     `memory_caching` or a layer has looked at.
 
     Everything is computed in float32 or higher, autocast or not, and so is `y`. A single
-    token takes the streaming step, unless the sequential form is asked for. `counts`: that
-    many tokens of each row are there, its first ones. Where rows differ, in that or in what
-    `cache` has seen of them, the pass has outputs and cache only.
+    token takes the streaming step, unless the sequential form is asked for.
+    `implementation`: a name, or a function that is called as `mc.forms.parallel.parallel`
+    is. `counts`: that many tokens of each row are there, its first ones. Where rows differ,
+    in that or in what `cache` has seen of them, the pass has outputs and cache only.
     """
     check_kind("rules", rules, Rules)
-    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if not callable(implementation):
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
     memory = check_memory(memory)
     segments = check_lengths(segments)
     work = torch.promote_types(q.dtype, torch.float32)
@@ -134,7 +138,7 @@ def one_pass(
 
 
 def passed(
-    tokens: Tokens, memory, rules: Rules, segments, implementation: str, cache, counts
+    tokens: Tokens, memory, rules: Rules, segments, implementation, cache, counts
 ) -> Pass:
     "The pass in the form that fits: `one_pass` when all is checked."
     ours = type(memory).__module__.startswith("mc.")
@@ -143,9 +147,11 @@ def passed(
         "Rows that have come equally far and bring as many tokens."
         length = int(tokens.k.shape[1])
         cut, closes = plan(segments, length, rules, cache)
-        alone = length == 1 and implementation == "parallel"
-        form = step if alone else IMPLEMENTATIONS[implementation]
-        if form is not sequential and slow(memory, rules.way.mixes, length):
+        given = callable(implementation)
+        form = implementation if given else IMPLEMENTATIONS[implementation]
+        if form is parallel and length == 1:
+            form = step
+        if form in (step, parallel) and slow(memory, rules.way.mixes, length):
             form = sequential
         form = form if ours else partial(guarded, form)
         return form(tokens, memory, rules, cut, closes, cache)
@@ -153,6 +159,11 @@ def passed(
     whole = counts is None or all(n == tokens.k.shape[1] for n in counts)
     if whole and not cache.ragged:
         return together(tokens, cache)
+    if not cache.rows_may_differ:
+        raise ValueError(
+            "a cache on disk needs rows of one length: what a call brings to one row it must "
+            "bring to all; begin one cache for each row"
+        )
     if rules.size is None and rules.aggregation != "none":
         raise ValueError(
             "segments must be one length, where rows of different lengths leave a cache: a "
@@ -161,7 +172,8 @@ def passed(
     length = int(tokens.k.shape[1])
     counts = counts or [length] * len(tokens.k)
     apart = rules.segmentation == "fenwick" and rules.aggregation != "none"
-    if apart or implementation == "sequential" or slow(memory, rules.way.mixes, length):
+    given = IMPLEMENTATIONS.get(implementation, implementation) is not parallel
+    if apart or given or slow(memory, rules.way.mixes, length):
         return by_groups(together, tokens, counts, cache)
     form = ragged_step if length == 1 else ragged
     form = form if ours else partial(guarded, form)
@@ -185,7 +197,7 @@ def about_of(memory, rules: Rules) -> dict:
     "What a cache remembers of those who wrote it."
     return {"memory": memory.name, **getattr(memory, "options", {}), **vars(rules)}
 
-# %% ../nbs/workshop/function.ipynb #54a9cd02
+# %% ../nbs/workshop/function.ipynb #a1087ace
 @with_options
 def memory_caching(
     q: Tensor,
@@ -252,7 +264,7 @@ def memory_caching(
         out = out._replace(cache=out.cache.with_columns(before + rows.shape[1]))
     y = (rows.unpack(out.y) if rows else out.y).to(q.dtype)
     check_result(y, lambda: parts_of(memory, k, v, cache))
-    return (y, out.cache) if return_cache else y
+    return (y, out.cache.commit()) if return_cache else y
 
 # %% ../nbs/workshop/function.ipynb #81e166d0
 def parts_of(memory, k: Tensor, v: Tensor, cache: SegmentCache | None) -> dict:

@@ -165,7 +165,7 @@ def read_coefficients(memory, given: dict | None, like: Tensor) -> dict[str, Ten
         read[name] = c.expand(shape)[..., None]
     return read
 
-# %% ../../nbs/workshop/combinations.ipynb #14ecbcfb
+# %% ../../nbs/workshop/combinations.ipynb #e692fe13
 ARGUMENTS = {"size": "segments (of a layer: segment_size)"}
 
 
@@ -212,7 +212,7 @@ def check_part(
     if not isinstance(given, dict) or given.keys() != like.keys():
         raise refusal(f"cache.{name}", f"a dict of {', '.join(like)}", given)
     for key, leaf in like.items():
-        shape, a = leaf.shape, given[key]
+        shape, a = leaf.shape, getattr(given[key], "stand_in", given[key])  # of a disk's leaf
         if count is not None:
             shape = (shape[0], count, *shape[2:])
         if not dense(a) or (a.shape, a.device) != (shape, leaf.device) or a.dtype not in kinds:

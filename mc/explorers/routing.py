@@ -6,7 +6,7 @@
 __all__ = ['ROUTING', 'answers', 'variant_data', 'gates_of', 'cut', 'roles_in', 'windowed', 'named', 'look', 'routing_data',
            'RoutingExplorer', 'still_of', 'explore']
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #588b809b
+# %% ../../nbs/workshop/explorer_routing.ipynb #0f8ee77a
 import base64
 
 import numpy as np
@@ -27,6 +27,7 @@ from mc.explorers.base import (
     roles,
     unpack,
 )
+from .text import read_text, words_of
 from mc.explorers.window import (
     Diverged,
     Seen,
@@ -41,13 +42,14 @@ from ..nn.model import LanguageModel
 
 from ..tasks.mqar import IGNORE, Batch
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #6d1eb55e
+# %% ../../nbs/workshop/explorer_routing.ipynb #7622d485
 def answers(seen: Seen, batch: Batch, words: list[str]) -> dict:
     """What a model answers to the tokens (1, W) of `batch`. `answers`: the three best (fewer
     in a smaller vocabulary) and their probabilities, at questions, or everywhere if nothing is
-    asked. `target_prob`: that of the right answer.
+    asked. `target_prob`: that of the right answer; if nothing is asked there is `next_prob`,
+    that of the token which comes.
     """
-    labels = batch.labels[0].tolist()
+    labels, tokens = batch.labels[0].tolist(), batch.tokens[0]
     probabilities = seen.logits.softmax(-1)
     top = probabilities.topk(min(3, probabilities.shape[1]))
     asked = [label != IGNORE for label in labels]
@@ -61,7 +63,9 @@ def answers(seen: Seen, batch: Batch, words: list[str]) -> dict:
         [[said(i, label), round(p, 4)] for i, p in zip(*row)]
         for label, *row in zip(labels, top.indices.tolist(), top.values.tolist())
     ]
-    return {
+    comes = probabilities[:-1].gather(1, tokens[1:, None])[:, 0].tolist()
+    found = {} if any(asked) else {"next_prob": [*(round(p, 4) for p in comes), None]}
+    return found | {
         "answers": [row if there else None for row, there in zip(best, told)],
         "target_prob": [
             round(row[label].item(), 4) if there else None
@@ -137,7 +141,7 @@ def gates_of(variant: dict, tokens: int) -> Tensor:
     gates = torch.zeros(stored.shape, dtype=torch.float32).masked_scatter(stored, values)
     return gates.permute(2, 1, 3, 0)
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #379d71cc
+# %% ../../nbs/workshop/explorer_routing.ipynb #97115d3a
 def cut(memories: dict[str, list], tokens: int) -> list[int]:
     """The first token of every segment of a text of `tokens`, and `tokens`. `memories`: for
     each model the first token and one past the last of its cached memories.
@@ -217,15 +221,18 @@ def look(
 
 def routing_data(
     models: LanguageModel | dict[str, LanguageModel],
-    tokens: Batch | Tensor,
+    tokens: Batch | Tensor | str,
     title: str,
     vocabulary: list[str] | None = None,
     until: int | None = None,
+    tokenizer=None,
 ) -> dict:
     """What the explorer's page needs to know about models on one sequence, JSON-able.
     Arguments and errors are those of `explore`.
     """
-    models, batch, title = check_models(models), one_sequence(tokens), as_text("title", title)
+    models, title = check_models(models), as_text("title", title)
+    size = max(m.config.vocab_size for m in models.values())
+    batch = one_sequence(read_text(tokens, tokenizer))
     count = batch.tokens.shape[1]
     for name, model in models.items():
         check_tokens(name, batch, model.config.vocab_size)
@@ -233,7 +240,7 @@ def routing_data(
         check_size("until", until)
         if until > count:
             raise ValueError(f"until must be at most {count}, the tokens; got {until}")
-    words = read_words(vocabulary, max(m.config.vocab_size for m in models.values()))
+    words = read_words(words_of(tokenizer, vocabulary, size), size)
     start, end, seen, lost = look(models, batch, words, until)
     edges = cut({name: s.folded + s.spans for name, s in seen.items()} or {"": []}, end)
     shown = Batch(*(part[:, start:end] for part in batch))
@@ -247,6 +254,7 @@ def routing_data(
     if notes := [*place.pop("notes", []), *lost]:
         place["notes"] = notes
     return {
+        **({} if tokenizer is None else {"text": True}),
         "tokens": [words[t] for t in shown.tokens[0].tolist()],
         "roles": roles_in(roles(Batch(*(part[:, :end] for part in batch))))[start:],
         "lengths": [b - max(a, start) for a, b in zip(edges, edges[1:]) if b > start],
@@ -257,8 +265,8 @@ def routing_data(
         "variants": variants,
     }
 
-# %% ../../nbs/workshop/explorer_routing.ipynb #d031ed44
-ROUTING = ("routing_gates", "routing_compare", "routing_view")
+# %% ../../nbs/workshop/explorer_routing.ipynb #9d8c0e74
+ROUTING = ("routing_gates", "routing_compare", "routing_text", "routing_view")
 
 
 class RoutingExplorer(Explorer):
@@ -299,10 +307,11 @@ def still_of(data: dict) -> dict:
 
 def explore(
     models: LanguageModel | dict[str, LanguageModel],
-    tokens: Batch | Tensor,
+    tokens: Batch | Tensor | str,
     title: str = "Which memories does each token read?",
     vocabulary: list[str] | None = None,
     until: int | None = None,
+    tokenizer=None,
 ) -> RoutingExplorer:
     """The routing explorer of one model, or of several side by side.
 
@@ -312,13 +321,19 @@ def explore(
     expects next. `vocabulary`: the words of the tokens, in their order; numbers are written
     out. `until`: the last token that is shown, counted from one.
 
+    `tokenizer`: that of models of text, in the place of a vocabulary. Then `tokens` may be a
+    string, which it encodes, segments are shown as passages that one can read, and a token
+    says which of them it reads; it needs `encode`, `pieces` and `vocab_size`
+    (`mc.text.tokenizers`).
+
     A page of at most 3 MB shows a long sequence in a window (`mc.explorers.window`), and
     says so; without `until` it ends with the last question or, where nothing is asked,
     begins the sequence. What has diverged is named in the page.
 
     Raises `ValueError` for models without Memory Caching layers or with other segments,
     for more than one sequence, for tokens and labels that a model's vocabulary lacks, for
-    a vocabulary that is too short or no list of words, and for a title that is no text.
+    a vocabulary that is too short or no list of words, for a title that is no text, for a
+    text without a tokenizer or without a token, and for a tokenizer of another model.
     """
-    data = routing_data(models, tokens, title, vocabulary, until)
+    data = routing_data(models, tokens, title, vocabulary, until, tokenizer)
     return RoutingExplorer(data=data, still=still_of(data))

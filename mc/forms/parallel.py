@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'Written', 'swap', 'parallel', 'one_call', 'write_all', 'pooled', 'memories', 'pools_of', 'route_all',
-           'read_all', 'tiles_of', 'index_of', 'close_all']
+           'read_all', 'soup', 'tiles_of', 'index_of', 'close_all']
 
-# %% ../../nbs/workshop/parallel.ipynb #4fce1183
+# %% ../../nbs/workshop/parallel.ipynb #1b378ac9
 from dataclasses import replace
 from itertools import accumulate
 from typing import Callable, NamedTuple
@@ -19,23 +19,25 @@ from .dispatch import dispatch
 from .groups import group_states
 from .online import advance, chunk_of, read_online
 from .sequential import Pass, Tokens, close, finished, join
-from ..memory.linear import State
-from ..memory.recall import Tile
+from ..memory.deep import DeepMemory
+from ..memory.linear import LinearMemory, State
+from ..memory.recall import Tile, beside, in_parts, whole
 from ..options import Rules
 from ..read.pools import pool
 from ..read.router import Route, gate
 from ..segments.fenwick import group, visible
 from ..segments.lengths import Segments
 
-# %% ../../nbs/workshop/parallel.ipynb #6c8463f0
+# %% ../../nbs/workshop/parallel.ipynb #bd06a016
 class Written(NamedTuple):
     """What the T tokens of a call have written, and what they can read.
 
     `online`: the reads of the online memory, as a function of queries; `ends`: the end
     state of each segment (B, H, S, ·); `sums`, `own`: for each token the sum of its
-    segment's keys so far and its pool (B, H, T, D). `states` (B, H, M, ·), `pools`
-    (B, H, M, D), `bounds`: of the memories that some token can read; segment s sees those
-    in `seen[s]`. `pending` (B, H, P, ·): those still being written beside the online one.
+    segment's keys so far and its pool (B, H, T, D). `states` (B, H, M, ·), tensors or
+    `Parts`, `pools` (B, H, M, D), `bounds`: of the memories that some token can read;
+    segment s sees those in `seen[s]`. `pending` (B, H, P, ·): those still being written
+    beside the online one.
     """
 
     online: Callable
@@ -45,7 +47,7 @@ class Written(NamedTuple):
     states: State
     pools: Tensor
     bounds: list[tuple[int, int]]
-    seen: list[list[int]]
+    seen: list[list[int] | range]
     pending: State
 
 
@@ -142,7 +144,7 @@ def pooled(
     count = (torch.arange(1, segments.tokens + 1) - firsts[owner])[:, None].to(k)
     return sums, pool(sums, count, finished(cache, rules) + owner.to(k), rules.pool)
 
-# %% ../../nbs/workshop/parallel.ipynb #3e4f4c98
+# %% ../../nbs/workshop/parallel.ipynb #c55ce88f
 def memories(
     tokens: Tokens,
     memory,
@@ -151,7 +153,7 @@ def memories(
     cache: SegmentCache,
     ends: State,
     pools: Tensor,
-) -> tuple[State, Tensor, list[tuple[int, int]], list[list[int]], State]:
+) -> tuple[dict, Tensor, list[tuple[int, int]], list, State]:
     """The cached memories and those of all segments but the last, whose end states are
     `ends` (B, H, S, ·) and whose pools are `pools` (B, H, S, D): the last five fields of
     `Written`. `tokens`: (B, H, T, ·).
@@ -163,23 +165,26 @@ def memories(
     if rules.detach_cache:
         ends, pools = map_state(ends, Tensor.detach), pools.detach()
     new = {name: ends[name][:, :, :-1] for name in cache.states}
-    pools = torch.cat([swap(cache.pools), pools[:, :, :-1]], 2)
+    pools = pools[:, :, :-1]
+    if past:
+        old = swap(cache.pools)
+        pools = torch.cat([old, pools], 2) if count > 1 else old
     starts = accumulate(
         [cache.running + segments.lengths[0], *segments.lengths[1:-1]],
         initial=sum(cache.lengths),
     )
     starts = list(starts)[:count]
     bounds = [*cache.bounds, *zip(starts, starts[1:])]
-    seen = [list(range(past + s)) for s in range(count)]
+    seen = [range(past + s) for s in range(count)]
     pending = map_state(cache.pending, swap)
     if rules.segmentation == "fenwick" and count > 1:
         before, m, size = finished(cache, rules), count - 1, rules.size
-        whole = [*visible(before), *range(before + 1, before + m + 1)]
+        every = [*visible(before), *range(before + 1, before + m + 1)]
         groups = [
-            *bounds[:past], *((group(n)[0] * size, n * size) for n in whole[past:])
+            *bounds[:past], *((group(n)[0] * size, n * size) for n in every[past:])
         ]
         pools, bounds = pools_of(pools, bounds, groups, rules), groups
-        seen = [[whole.index(n) for n in visible(before + s)] for s in range(count)]
+        seen = [[every.index(n) for n in visible(before + s)] for s in range(count)]
         if rules.init == "independent":
             blocks = tokens.map(lambda x: x[:, :, : m * size].unflatten(2, (m, size)))
             some = map_state(ends, lambda leaf: leaf[:, :, :m])
@@ -188,9 +193,9 @@ def memories(
             if rules.detach_cache:
                 new = map_state(new, Tensor.detach)
                 pending = map_state(pending, Tensor.detach)
-    states = {
-        name: torch.cat([swap(leaf), new[name]], 2) for name, leaf in cache.states.items()
-    }
+    states = {name: beside(leaf, new[name]) for name, leaf in cache.states.items()}
+    if isinstance(seen[0], list):
+        states = whole(states)
     return states, pools, bounds, seen, pending
 
 
@@ -207,7 +212,7 @@ def pools_of(pools: Tensor, bounds: list, groups: list, rules: Rules) -> Tensor:
         share = share / share.sum(-1, keepdim=True)
     return share @ pools
 
-# %% ../../nbs/workshop/parallel.ipynb #2f69af3f
+# %% ../../nbs/workshop/parallel.ipynb #9d534371
 def route_all(written: Written, u: Tensor, rules: Rules, segments: Segments) -> Route:
     """The routes of tokens with the connectors `u` (B, H, T, D): over the M memories and
     the online one, so (B, H, T, M+1), Eq. 10. Where the way to read has no gates, what is
@@ -222,12 +227,13 @@ def route_all(written: Written, u: Tensor, rules: Rules, segments: Segments) -> 
     else:
         r = u.new_zeros(*u.shape[:3], written.pools.shape[2] + 1)
     hidden = torch.ones(len(segments), r.shape[-1], dtype=torch.bool)
+    hidden[:, -1] = False
     for row, some in zip(hidden, written.seen):
-        row[[*some, -1]] = False
+        row[index_of(some)] = False
     r = r.masked_fill(hidden[segments.owner].to(r.device), float("-inf"))
     return gate(r, rules)
 
-# %% ../../nbs/workshop/parallel.ipynb #931a3c30
+# %% ../../nbs/workshop/parallel.ipynb #62d58a78
 def read_all(
     memory, written: Written, q: Tensor, route: Route, rules: Rules, segments: Segments
 ) -> Tensor:
@@ -237,41 +243,55 @@ def read_all(
     """
     tiles = tiles_of(segments, written.seen)
     if rules.way.mixes == "parameters":
-        return memory.soup(written.online, written.states, q, route.gates, tiles)
+        return soup(memory, written.online, written.states, q, route.gates, tiles)
     gates, y = route.gates if route.few is None else route.few, written.online(q)
     if rules.way.gated:
         y = gates[..., -1:] * y
     if not written.bounds:
         return y
     if route.best is None:
-        return y + memory.recall(written.states, q, gates[..., :-1], tiles)
+        return y + in_parts(memory.recall, written.states, q, gates[..., :-1], tiles)
     return y + dispatch(memory, written.states, q, gates[..., :-1], route.best)
 
-# %% ../../nbs/workshop/parallel.ipynb #2526c481
+
+def soup(memory, online, states: dict, q: Tensor, gates: Tensor, tiles) -> Tensor:
+    "`memory.soup` of states that are tensors or `Parts`; arguments and result as there."
+    ours = all(
+        getattr(getattr(memory, name), "__func__", None)
+        in (getattr(LinearMemory, name), getattr(DeepMemory, name))
+        for name in ("soup", "recall")
+    )
+    return memory.soup(online, states if ours else whole(states), q, gates, tiles)
+
+# %% ../../nbs/workshop/parallel.ipynb #7bd6f4aa
 ROWS = 256  # tokens of a tile: bounds what exists at once to ROWS·N·D numbers
 
 
-def tiles_of(segments: Segments, seen: list[list[int]]) -> list[Tile]:
+def tiles_of(segments: Segments, seen: list) -> list[Tile]:
     """Tiles of at most `ROWS` tokens, with the memories that any of a tile's tokens sees:
-    (first, one past the last, index of the memories).
+    (first, one past the last, index of the memories). `seen`: for each segment a list of memories
+    or, of the first ones, a range.
     """
     tiles = []
     for (a, b), some in zip(segments.bounds, seen):
         if tiles and b - tiles[-1][0] <= ROWS:
             first, _, before = tiles[-1]
-            tiles[-1] = (first, b, before | set(some))
+            ranges = isinstance(some, range) and isinstance(before, range)
+            both = max(some, before, key=len) if ranges else sorted({*before, *some})
+            tiles[-1] = (first, b, both)
         else:
-            tiles += [(c, min(c + ROWS, b), set(some)) for c in range(a, b, ROWS)]
-    return [(a, b, index_of(sorted(some))) for a, b, some in tiles]
+            tiles += [(c, min(c + ROWS, b), some) for c in range(a, b, ROWS)]
+    return [(a, b, index_of(some)) for a, b, some in tiles]
 
 
-def index_of(some: list[int]) -> slice | Tensor:
+def index_of(some: list[int] | range) -> slice | Tensor:
     """An index for the memories `some`: a slice, which copies nothing, where they are the
     first ones.
     """
-    return slice(0, len(some)) if some == list(range(len(some))) else torch.tensor(some)
+    first = isinstance(some, range) or some == list(range(len(some)))
+    return slice(0, len(some)) if first else torch.tensor(some)
 
-# %% ../../nbs/workshop/parallel.ipynb #4b5a5b29
+# %% ../../nbs/workshop/parallel.ipynb #9b0ac579
 def close_all(
     tokens: Tokens,
     memory,
@@ -282,8 +302,8 @@ def close_all(
     cache: SegmentCache,
 ) -> SegmentCache:
     "The cache after the tokens (B, H, T, ·), which came after `cache`."
-    alone = len(segments) == 1
-    (a, b), running = segments.bounds[-1], cache.running if alone else 0
+    new = len(segments) - 1
+    (a, b), running = segments.bounds[-1], 0 if new else cache.running
     pending = advance(
         memory,
         written.pending,
@@ -291,12 +311,21 @@ def close_all(
         chunk_of(memory, b - a, rules),
         running % rules.chunk_size != 0,
     )
-    kept = index_of(written.seen[-1])
+    seen, after = written.seen[-1], cache
+    if new and isinstance(seen, range):
+        ends = map_state(written.ends, lambda leaf: swap(leaf[:, :, :-1]))
+        ends = map_state(ends, Tensor.detach) if rules.detach_cache else ends
+        lengths = (cache.running + segments.lengths[0], *segments.lengths[1:-1])
+        after = cache.extend(ends, swap(written.pools[:, :, len(cache) :]), lengths)
+    elif new:
+        after = replace(
+            cache,
+            states=map_state(written.states, lambda leaf: swap(leaf[:, :, index_of(seen)])),
+            pools=swap(written.pools[:, :, index_of(seen)]),
+            lengths=tuple(d - c for c, d in (written.bounds[i] for i in seen)),
+        )
     after = replace(
-        cache,
-        states=map_state(written.states, lambda leaf: swap(leaf[:, :, kept])),
-        pools=swap(written.pools[:, :, kept]),
-        lengths=tuple(d - c for c, d in (written.bounds[i] for i in written.seen[-1])),
+        after,
         online=map_state(written.ends, lambda leaf: leaf[:, :, -1].clone()),
         key_sum=written.sums[:, :, -1].clone(),
         running=running + b - a,

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['read_cached', 'step']
 
-# %% ../../nbs/workshop/streaming_form.ipynb #a6027d44
+# %% ../../nbs/workshop/streaming_form.ipynb #600f92d8
 from torch import Tensor
 
 from ..cache import SegmentCache, map_state
+from .parallel import soup
+from ..memory.recall import beside, in_parts
 from ..options import Rules
 from ..read.router import Route
 from ..read.sparse import sparse
 from ..segments.lengths import Segments
 from .sequential import Pass, Tokens, close, route, write
 
-# %% ../../nbs/workshop/streaming_form.ipynb #ebfcb202
+# %% ../../nbs/workshop/streaming_form.ipynb #0ffcbe27
 def read_cached(
     memory, cache: SegmentCache, q: Tensor, route: Route, rules: Rules
 ) -> Tensor:
@@ -27,15 +29,15 @@ def read_cached(
     """
     if route.best is not None:
         return sparse(memory, cache.states, cache.online, q, route.gates, route.best)
-    states = map_state(cache.states, lambda leaf: leaf.transpose(1, 2))
+    states = map_state(cache.states, beside)
     rows, weights = q[:, :, None], route.gates[:, :, None]
     online = lambda x, *layer: memory.read_rows(cache.online, x, *layer)
     tiles = [(0, 1, slice(None))]
     if rules.way.mixes == "parameters":
-        return memory.soup(online, states, rows, weights, tiles)[:, :, 0]
+        return soup(memory, online, states, rows, weights, tiles)[:, :, 0]
     y = weights[..., -1:] * online(rows)
     if len(cache):
-        y = y + memory.recall(states, rows, weights[..., :-1], tiles)
+        y = y + in_parts(memory.recall, states, rows, weights[..., :-1], tiles)
     return y[:, :, 0]
 
 # %% ../../nbs/workshop/streaming_form.ipynb #a7ca04bd

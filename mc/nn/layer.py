@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GATES', 'check_mixer', 'Heads', 'MCConfig', 'MemoryCachingLayer', 'back']
 
-# %% ../../nbs/workshop/layer.ipynb #5d0410b1
+# %% ../../nbs/workshop/layer.ipynb #167f4723
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backends import BACKENDS, check_constants
-from ..cache import SegmentCache, vouch
+from ..cache import SegmentCache, extend_rows, vouch
 from ..cache_rows import last_inputs, row_edges
 from ..checks.calls import check_cache, check_inputs, check_made
 from mc.checks.values import (
@@ -105,7 +105,7 @@ class MCConfig(Options, Heads):
         rules = Rules(**{name: getattr(self, name) for name in OPTIONS})
         return replace(rules, pool="position") if self.gate == "position" else rules
 
-# %% ../../nbs/workshop/layer.ipynb #9a95a0ea
+# %% ../../nbs/workshop/layer.ipynb #890c1c98
 class MemoryCachingLayer(nn.Module):
     """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
     causal.
@@ -159,10 +159,10 @@ class MemoryCachingLayer(nn.Module):
         if counts is not None:
             before = cache.columns if cache is not None else 0
             after = after.with_columns(before + rows.shape[1])
-        y = self.out(self.norm(out.y).flatten(2) * F.silu(self.gate(x)))
+        y = self._finish(out.y, x)
         check_result(y, lambda: self._parts(cache))
         y = rows.unpack(y) if rows and not packed else y
-        return (y, after) if return_cache else y
+        return (y, after.commit()) if return_cache else y
 
     def forward_with_cache(
         self,
@@ -193,12 +193,10 @@ class MemoryCachingLayer(nn.Module):
         for a cache whose rows have come unequally far.
         """
         check_input(x, 3, self.config.d_model, next(self.parameters()))
-        if isinstance(cache, SegmentCache):
-            cache.position  # of all rows, or refused
         with torch.no_grad():
             out, done = self._pass(x, cache)
+        before = cache.position if cache is not None else 0  # of all rows, or refused
         check_result(out.y, lambda: self._parts(cache))
-        before = cache.position if cache is not None else 0
         return Trace.of(out._replace(cache=done), before)
 
     def _parts(self, cache: SegmentCache | None) -> dict[str, Tensor]:
@@ -212,14 +210,9 @@ class MemoryCachingLayer(nn.Module):
         config = self.config
         check_finite("x", x)
         before = self._inputs(x, cache)
-        projected, after = self.conv(x, before)
-        heads = projected.unflatten(-1, (3, config.num_heads, -1))  # (B, T, 3, H, D)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).contiguous().transpose(2, 3).unbind()
-        q, k, v = unit(q), unit(k), v.to(torch.promote_types(v.dtype, torch.float32))
-        memory, coefficients = check_made(self.backend(x))
-        u = self.connectors(x, q).to(q)
-        rest = config.segment_size, coefficients, "parallel", cache, counts
-        out = one_pass(q, k, v, u, memory, config.rules, *rest)
+        made, after = self._made(x, before)
+        rest = config.segment_size, made[5], "parallel", cache, counts
+        out = one_pass(*made[:5], config.rules, *rest)
         counts = counts or [x.shape[1]] * len(x)
         if min(counts) == x.shape[1] and not (cache is not None and cache.ragged):
             edges = self._edges(x, before, cache, out.cache)
@@ -229,6 +222,21 @@ class MemoryCachingLayer(nn.Module):
             edges = row_edges(inputs, before[:, None][:, :0], cache, out.cache)
         done = replace(out.cache, inputs=after, edges=edges)
         return out, vouch(done, *out.cache.vouched, (after.shape, x.device))
+
+    def _made(self, x: Tensor, before: Tensor) -> tuple[tuple, Tensor]:
+        """Of `x` after the inputs `before`: (q, k, v, u, memory, coefficients), and the
+        inputs that the next call needs.
+        """
+        projected, after = self.conv(x, before)
+        heads = projected.unflatten(-1, (3, self.config.num_heads, -1))  # (B, T, 3, H, D)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).contiguous().transpose(2, 3).unbind()
+        q, k, v = unit(q), unit(k), v.to(torch.promote_types(v.dtype, torch.float32))
+        memory, coefficients = check_made(self.backend(x))
+        return (q, k, v, self.connectors(x, q).to(q), memory, coefficients), after
+
+    def _finish(self, read: Tensor, x: Tensor) -> Tensor:
+        "What the layer makes of the reads (B, T, H, D) of its inputs `x`."
+        return self.out(self.norm(read).flatten(2) * F.silu(self.gate(x)))
 
     def connectors(self, x: Tensor, q: Tensor) -> Tensor:
         if self.connector:
@@ -250,10 +258,12 @@ class MemoryCachingLayer(nn.Module):
             if cache.lengths == after.lengths:
                 return old
         ends = [b for _, b in after.bounds]
-        kept = [known.index(b) for b in ends if b <= position]
+        place = {b: i for i, b in enumerate(known)}
+        kept = [place[b] for b in ends if b <= position]
         first = torch.tensor([b - position for b in ends if b > position]).long()
         new = torch.cat([before, x], 1)[:, first[:, None] + torch.arange(before.shape[1])]
-        return torch.cat([old[:, kept].to(new), new], 1)
+        old = old if kept == [*range(len(known))] else old[:, kept]
+        return extend_rows(old.to(new), new)
 
     def _inputs(self, x: Tensor, cache: SegmentCache | None) -> Tensor:
         "The inputs (B, K-1, d_model) before `x`: zeros, or what `cache` holds."

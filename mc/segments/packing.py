@@ -115,16 +115,19 @@ def packing(attention_mask, cu_seqlens, x: Tensor, empty: bool = False) -> Packi
         return Packing.of_mask(attention_mask, x.shape[:2], empty)
     return None if cu_seqlens is None else Packing.of_bounds(cu_seqlens, x.shape[:2])
 
-# %% ../../nbs/workshop/packing.ipynb #4918b8e0
+# %% ../../nbs/workshop/packing.ipynb #3e154200
 def seen_lengths(rows: Packing, why: str) -> list[int]:
     "The length of each sequence, which must be looked at because of `why`."
+    if "looked_at" in vars(rows):  # by an earlier layer of the same model
+        return rows.looked_at
     lengths = (rows.index >= 0).sum(1)
     if look(lengths.max(), None, stop=True) is None:
         raise ValueError(
             f"{why}; the lengths of padded or packed sequences cannot be looked at in "
             "torch.export, under vmap or on the meta device: leave out the padding there"
         )
-    return lengths.tolist()
+    object.__setattr__(rows, "looked_at", lengths.tolist())
+    return rows.looked_at
 
 
 def check_cut(rows: Packing, segmentation: str, aggregation: str) -> None:
