@@ -49,7 +49,7 @@ function passages(v, view, sequence) {
     sequence.shade(levels);
     const read = shares.filter(({ gate }) => gate > 0), several = read.length > 1;
     title.replaceChildren(h("b", { class: "now" }, "“", word(v.tokens[t]), "”"), w.diverged ? " is read." : !several ? " reads the running segment only; there is no memory before it." :
-      w.gated ? ` reads most from (mean over heads, ${layerName(view.layer)})` : ` reads all of ${plural(read.length, "memory").replace("memorys", "memories")} alike`);
+      w.gated ? ` reads most from (mean over heads, ${layerName(w, view.layer)})` : ` reads all of ${plural(read.length, "memory").replace("memorys", "memories")} alike`);
     list.replaceChildren(...(w.gated && several ? read.slice(0, QUOTED).map((share) => row(w, share, t)) : []));
   };
   return { el, draw };
