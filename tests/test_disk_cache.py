@@ -274,6 +274,12 @@ def test_what_a_cache_on_disk_cannot_do(tmp_path):
     for change in (lambda: cache.reorder([1, 0]), lambda: cache.repeat(2)):
         with pytest.raises(ValueError, match="stay where they are"):
             change()
+    for wrong in (1, None, "ab", [0.0, 1.0], [False, True], torch.tensor([0.0, 1.0])):
+        with pytest.raises(ValueError, match="index must be a row of integers from 0 to 1"):
+            cache.reorder(wrong)
+    for wrong in (0, True, 1.0, "a", None):
+        with pytest.raises(ValueError, match="n must be an integer >= 1"):
+            cache.repeat(wrong)
     with pytest.raises(ValueError, match="dtype of a cache on disk"):
         cache.to(torch.float32)
     with torch.enable_grad(), pytest.raises(ValueError, match="no gradients.*no_grad"):
@@ -286,6 +292,52 @@ def test_what_a_cache_on_disk_cannot_do(tmp_path):
         swla = layer_of("swla", init="checkpoint")
         memory, _ = swla.backend(tokens(1))
         DiskCache.write(tmp_path / "d", swla.forward_with_cache(tokens(9))[1], memory)
+
+
+def test_a_call_without_tokens(tmp_path):
+    layer, x = layer_of(), tokens(12, 2)
+    _, cache = layer.forward_with_cache(x[:, :5], DiskCache.create(tmp_path, layer, 2))
+    y, cache = layer.forward_with_cache(x[:, :3], cache, torch.zeros(2, 3))
+    assert isinstance(cache, DiskCache) and (y == 0).all() and (cache.position, cache.columns) == (5, 8)
+    y, cache = layer.forward_with_cache(x[:, 5:], cache)
+    assert torch.allclose(y, layer(x)[:, 5:], atol=1e-9)
+
+
+def test_rows_that_differ_do_not_move_to_disk(tmp_path):
+    layer, mask = layer_of(), torch.tensor([[1] * 9, [1] * 2 + [0] * 7])
+    _, cache = layer.forward_with_cache(tokens(9, 2), None, mask)
+    with pytest.raises(ValueError, match=r"cache must be of rows.*\[9, 2\].*cache.row"):
+        DiskCache.write(tmp_path / "c", cache, layer.backend(tokens(1))[0])
+    assert not (tmp_path / "c").exists()
+    for b in range(2):
+        moved = DiskCache.write(tmp_path / str(b), cache.row(b), layer.backend(tokens(1))[0])
+        assert moved.positions == [[9], [2]][b]
+        moved.release()
+
+
+def test_a_released_cache_neither_reads_nor_writes(tmp_path):
+    "Somebody else may have the folder by now: a `sync` would write into his."
+    layer, x = layer_of(), tokens(12)
+    _, cache = layer.forward_with_cache(x[:, :6], DiskCache.create(tmp_path, layer))
+    cache.release()
+    cache.release()
+    other = DiskCache.open(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for use in (cache.sync, cache.in_memory, lambda: layer.forward_with_cache(x[:, 6:7], cache), lambda: layer.forward_with_cache(x[:, 6:], cache)):
+        with pytest.raises(ValueError, match=f"{tmp_path} was released.*open it again"):
+            use()
+    assert before == sorted(p.name for p in tmp_path.iterdir())
+    assert torch.allclose(layer.forward_with_cache(x[:, 4:], other)[0], layer(x)[:, 4:], atol=1e-9)
+
+
+def test_folders_and_models_are_named(tmp_path):
+    layer = layer_of()
+    for folder in (None, 3, "", b"x"):
+        for call in (lambda: DiskCache.create(folder, layer), lambda: DiskCache.open(folder), lambda: open_caches(folder)):
+            with pytest.raises(ValueError, match="folder must be a path"):
+                call()
+    with pytest.raises(ValueError, match="model must be a LanguageModel; got an object of type MemoryCachingLayer"):
+        create_caches(tmp_path, layer)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "other", "json"])
