@@ -227,7 +227,7 @@ def test_it_goes_on_from_a_seed(typing, page, widget):
 
     one, other, again = add(1), add(2), add(1)
     assert one == again != other and one.startswith("KING:\nMy lord,") and len(widget.tokenizer.encode(one)) > 20
-    typing.locator("select[data-name=temperature]").select_option("0")
+    typing.locator("select[data-name=temperature]").select_option("0.0")
     assert add(1) == add(2)
 
 

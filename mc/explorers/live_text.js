@@ -1,7 +1,7 @@
 // A model of text that runs in the page: type, and see which earlier passages each word reads and what is expected next.
 
 const MOST_TOKENS = 512, MOST_LETTERS = 8000, GO_ON = 24, LIKELIEST = 40;
-const TEMPERATURES = { 0: "0: the likeliest", 0.5: "0.5", 0.8: "0.8", 1: "1" };
+const TEMPERATURES = { "0.0": "0: the likeliest", 0.5: "0.5", 0.8: "0.8", "1.0": "1" };
 
 // Everything that the panels show of one run.
 function readOnce(net, rules, tokens, tokenizer, { vocab_size, label }, title) {
@@ -48,7 +48,7 @@ function textPanel(data, set) {
   const draw = (s, writing) => {
     if (box.value !== s.text) { box.value = s.text; requestAnimationFrame(() => { box.scrollTop = box.scrollHeight; }); }
     passage.draw(Object.keys(data.passages).find((title) => data.passages[title] === s.text) ?? "");
-    warmth.draw(`${s.temperature}`);
+    warmth.draw(s.temperature.toFixed(1));
     seed.value = s.seed;
     setText(go, writing ? "stop" : `go on for ${GO_ON} tokens`);
   };
@@ -129,7 +129,7 @@ function liveText(model, root) {
   };
   const rules = rulesPanel(entries, set), panel = textPanel(data, set);
   alert.hidden = note.hidden = true;
-  root.replaceChildren(heading(data.title, "Type or change the text, and point at a word to see which earlier passages it reads. All is computed where you are."),
+  root.replaceChildren(heading(data.title, "Type or change the text, and point at a word to see which earlier passages it reads. All is computed in this page."),
     panel.el, h("details", {}, h("summary", {}, "read the same weights in another way"), rules.el), alert, note, status, view);
   go();
   const follow = () => { if (!saving && names.some((name) => model.get(name) !== s[name])) { held = -1; writing = 0; s = { ...s, ...read() }; go(); } };

@@ -116,7 +116,7 @@ function earlierBox(v, { columns }) {
 }
 
 function legend(v) {
-  if (v.text) return h("div", { class: "legend" }, "A box is a segment; the darker, the more the token under the pointer reads it. ↵ is a new line.");
+  if (v.text) return h("div", { class: "legend" }, "A box is a segment; the stronger its colour, the more the token under the pointer reads it. ↵ is a new line.");
   const entry = (role) => h("span", { class: "entry" }, h("span", { class: `token ${role}` }, "12"), role);
   const truth = v.source.some((i) => i != null) ? [h("span", { class: "entry truth" }, "◆ true pair")] : [];
   const wrong = v.wrong && v.queries.length ? [h("span", { class: "entry" }, h("span", { class: "token query wrong" }, "12"), "answered wrong")] : [];
