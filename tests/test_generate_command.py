@@ -208,5 +208,11 @@ def test_a_reader_that_went_away_ends_it_in_one_line(run):
     job.stdout.close()
     began = time.monotonic()
     said = job.stderr.read().decode()
-    assert job.wait(60) == 2 and time.monotonic() - began < 30
+    assert job.wait(60) == 1 and time.monotonic() - began < 30
     assert said.startswith("Error: standard output cannot be written") and said.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file descriptors of POSIX")
+def test_a_standard_input_that_is_closed_is_an_empty_one(run):
+    job = subprocess.run(["sh", "-c", 'exec "$0" -m mc generate run <&-', sys.executable], capture_output=True, text=True)
+    assert job.returncode == 2 and job.stderr.startswith("Error: the prompt is empty") and job.stderr.count("\n") == 1, job.stderr

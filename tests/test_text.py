@@ -21,7 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from typer.testing import CliRunner
 
 import mc
-from mc.commands.base import COMMANDS, main
+from mc.commands.base import COMMANDS, command, main
 from mc.text import BPETokenizer, ByteTokenizer, load_tokenizer, sources
 from mc.text import corpus_files
 from mc.text.batches import Batches, Evaluation, Rows, shuffled
@@ -595,3 +595,21 @@ def test_help_imports_no_command():
     code = "import sys\nfrom mc.commands.base import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted({'torch', 'numpy', 'pydantic', 'yaml', 'rich', 'click', 'mc.commands.text', 'mc.commands.bench'} & {*sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("[]\n"), out
+
+
+def test_a_text_is_not_replaced_by_a_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "a.txt", "a b c a b c\n" * 9)
+    before, result = tree(tmp_path), run("tokenizer", "train", "a.txt", "--vocab-size", 258, "--out", "a.txt")
+    assert result.exit_code == 2 and result.stderr == "Error: --out must name a file that is new or a tokenizer; a.txt is something else\n"
+    assert run("tokenizer", "train", "a.txt", "--out", ".").stderr == "Error: --out must name a file; . is a folder\n" and tree(tmp_path) == before
+    assert [run("tokenizer", "train", "a.txt", "--vocab-size", n, "--out", "t.json").exit_code for n in (258, 259)] == [0, 0]
+
+
+def test_options_are_named_as_they_are_typed():
+    from mc.commands.options import as_typed
+
+    params = command("train", COMMANDS["train"][0]).params
+    for said, wanted in [("top_k must be below num_heads_2; got 'top_k'", "--top-k must be below num_heads_2; got 'top_k'"), ("seed must be 0", "--seed must be 0"), ("nodes: 2", "--nodes: 2"),
+                         ("my/batch_size/top_k.txt: seed must be 0", "my/batch_size/top_k.txt: seed must be 0"), ("corpus is none", "corpus is none"), ("the training needs seed to be 1", "the training needs --seed to be 1")]:
+        assert as_typed(said, params) == wanted

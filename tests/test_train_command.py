@@ -17,6 +17,7 @@ from mc.commands.base import main
 from mc.storage import load_json
 from mc.text import ByteTokenizer, load_tokenizer
 from mc.text.corpora import prepare
+from mc.train.runs import RunFolder
 
 SMALL = "--d-model 8 --num-heads 2 --num-layers 1 --segment-size 4 --length 16 --batch-size 4 --steps 6 --warmup 2 --every 2 --no-tensorboard --no-progress"
 
@@ -51,9 +52,9 @@ def test_a_run_is_trained_once_and_its_config_makes_another(run, tmp_path):
 
 
 @pytest.mark.parametrize("more, message", [
-    ("--mixer gmr", "mixer must be one of .* did you mean 'grm'"), ("--steps 0", "steps must be an integer of at least 1"), ("--d-model 9", "multiple of num_heads"),
-    ("--length 100000", "length must be below"), ("--devices 3", "batch_size must be a multiple of the 3 devices; got 4"), ("--backend gru", "backend"),
-    ("--learning-rate nan", "learning_rate"), ("--clip 0", "clip"), ("--model none.yaml", "none.yaml"), ("--stepps 3", "stepps")])
+    ("--mixer gmr", "--mixer must be one of .* did you mean 'grm'"), ("--steps 0", "steps must be an integer of at least 1"), ("--d-model 9", "--d-model must be a multiple of --num-heads"),
+    ("--length 100000", "--length must be below"), ("--devices 3", "--batch-size must be a multiple of the 3 devices; got 4"), ("--backend gru", "backend"),
+    ("--learning-rate nan", "needs --learning-rate to be"), ("--clip 0", "clip"), ("--model none.yaml", "none.yaml"), ("--stepps 3", "stepps")])
 def test_what_cannot_be_trained_is_refused_in_one_line_and_nothing_is_written(run, tmp_path, more, message):
     code, said = run(more)
     assert code in (1, 2) and said.startswith("Error: ") and said.count("\n") == 1
@@ -93,6 +94,33 @@ def test_a_model_from_a_file_has_its_own_mixer_in_each_block(run, tmp_path):
     assert [type(b.mixer).__name__ for b in model.blocks] == ["MemoryCachingLayer", "Attention"]
     code, said = run("--model " + str(tmp_path / "model.yaml") + " --steps 7")
     assert code == 2 and "steps = 6, this one has 7" in said
+
+
+def test_a_model_file_that_is_none_is_named(run, tmp_path):
+    (tmp_path / "model.yaml").write_text("num_layer: 3")
+    code, said = run(f"--model {tmp_path}/model.yaml")
+    assert code == 2 and said.startswith(f"Error: --model {tmp_path}/model.yaml: ") and "num_layer" in said and not (tmp_path / "run").exists()
+
+
+def test_two_do_not_train_in_one_folder(run, tmp_path):
+    pytest.importorskip("fcntl")
+    (tmp_path / "run").mkdir()
+    with RunFolder(tmp_path / "run").held():
+        code, said = run()
+        assert code == 1 and said == f"Error: {tmp_path}/run: another process trains in this folder\n"
+        assert not list((tmp_path / "run").iterdir())
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize("error, amount", [
+    (MemoryError("Unable to allocate 3.0 GiB for an array"), ": 3.0 GiB were asked for"), (MemoryError(), ""),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 800 bytes. Error code 12"), ": 800 bytes were asked for"),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), ": 2.00 GiB were asked for")])
+def test_memory_that_there_is_not_is_one_line(run, monkeypatch, error, amount):
+    def lacking(*a, **k):
+        raise error
+    monkeypatch.setattr("mc.train.runs.train_text", lacking)
+    assert run() == (1, f"Error: there is not enough memory{amount}; a smaller model, batch or length needs less\n")
 
 
 @pytest.mark.slow
