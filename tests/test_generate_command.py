@@ -188,7 +188,8 @@ def test_a_terminal_is_shown_nothing_that_it_would_obey(run, monkeypatch):
 
 def start(*arguments, **options):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-m", "mc", "generate", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen([sys.executable, "-m", "mc", "generate", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options)    # a shell may start its background jobs without
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ function readStates(data) {
 
 // Whether memory i of a variant was written with what stands in segment s.
 const holds = (variant, i, s) => s !== null && (variant.init === "checkpoint" ? i >= s : i === s);
-const signed = (x) => (x < 0 ? "−" : "") + short(Math.abs(x));
+const withSign = (x) => (x < 0 ? "−" : "") + short(Math.abs(x));
 const digits = (size) => (size >= 100 ? size.toFixed(0) : size >= 0.01 ? size.toPrecision(3) : `${+size.toFixed(4)}`);
 const figure = (x) => (x < 0 ? "−" : "") + digits(Math.abs(x));
 
@@ -90,7 +90,7 @@ function memoryCell(v, variant, i) {
     el.dataset.value = close.toFixed(5);
     length.style.setProperty("--value", el.dataset.value);
     setClass(length, "length", close < 0 && "below");
-    setText(number, signed(close));
+    setText(number, withSign(close));
     setClass(reply, "reply", right && "right");
     setText(reply, right ? `✓${value}` : value);
     el.ariaLabel += `: closeness ${close.toFixed(2)}, answers ${value}${right ? ", right" : ""}`;
