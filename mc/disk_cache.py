@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['SHARD', 'Stored', 'alone', 'DiskCache', 'check_about', 'begin', 'opened', 'create_caches', 'open_caches']
 
-# %% ../nbs/workshop/disk_cache.ipynb #f5a66636
+# %% ../nbs/workshop/disk_cache.ipynb #12f2d48e
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Iterator
 
 import torch
@@ -17,8 +16,8 @@ from torch.utils._pytree import tree_map
 
 from .cache import SegmentCache, extend_rows, map_state, vouch
 from .checks.calls import check_made, check_memory
-from .checks.values import check_kind, check_size, refusal, said
-from .disk_store import Store
+from .checks.values import check_index, check_kind, check_size, refusal, said
+from .disk_store import Store, as_folder
 from .functional import about_of, rewind
 from .memory.linear import State
 from .storage import load_tensors, save_tensors
@@ -110,7 +109,7 @@ def alone() -> None:
             "torch.no_grad()"
         )
 
-# %% ../nbs/workshop/disk_cache.ipynb #115fbddb
+# %% ../nbs/workshop/disk_cache.ipynb #f6590f0f
 SHARD = 8 << 20  # bytes of a shard
 
 
@@ -147,6 +146,11 @@ class DiskCache(SegmentCache):
         from (SWLA, Titans).
         """
         check_about(check_kind("cache", cache, SegmentCache).about)
+        if cache.ragged:
+            raise ValueError(
+                f"cache must be of rows that have come equally far; these have seen {cache.positions} tokens: "
+                "write each to a folder of its own, cache.row(b)"
+            )
         memory = check_memory(memory)
         start, names = rewind(cache, 0, memory).online, []
         again = memory.anchor({name: start[name] for name in cache.states})
@@ -270,8 +274,7 @@ class DiskCache(SegmentCache):
     def reorder(self, index) -> "DiskCache":
         "The cache itself; `ValueError` for any other order."
         rows = list(range(len(self.key_sum)))
-        given = index.tolist() if isinstance(index, Tensor) else list(index)
-        if given != rows:
+        if check_index("index", index, len(rows)).tolist() != rows:
             raise ValueError(
                 f"rows of a cache on disk stay where they are, {rows}; got {said(index)}; in_memory() can change them"
             )
@@ -280,7 +283,8 @@ class DiskCache(SegmentCache):
     select = reorder
 
     def repeat(self, n: int) -> "DiskCache":
-        return self.reorder([i for i in range(len(self.key_sum)) for _ in range(n)])
+        rows = range(len(self.key_sum))
+        return self.reorder([i for i in rows for _ in range(check_size("n", n))])
 
     def _map(self, change) -> "DiskCache":
         rest = SegmentCache._map(replace(self, states={}, carried={}), change)
@@ -358,13 +362,15 @@ def opened(cls, store: Store, segments: int | None = None) -> DiskCache:
     states, rest = part("states."), (online, key_sum, running, pending, about, inputs, edges)
     return cls(states, pools, lengths, *rest, carried=part("carried."))
 
-# %% ../nbs/workshop/disk_cache.ipynb #ba623a22
+# %% ../nbs/workshop/disk_cache.ipynb #a49e4d2a
 def create_caches(folder, model, batch: int = 1, shard_bytes: int = SHARD) -> list[DiskCache]:
     """Empty caches on disk, one for each block of a `LanguageModel`, in folders of `folder`.
 
     Raises `ValueError` for a model with other mixers than Memory Caching, whose caches could
     not be taken back after a kill, and as `DiskCache.create`.
     """
+    if not hasattr(model, "blocks"):
+        raise refusal("model", "a LanguageModel", model)
     layers = [block.mixer for block in model.blocks]
     for i, layer in enumerate(layers):
         if not hasattr(layer, "backend"):
@@ -373,7 +379,7 @@ def create_caches(folder, model, batch: int = 1, shard_bytes: int = SHARD) -> li
                 "it cannot lie on disk"
             )
         check_about(vars(layer.config) | {"size": layer.config.segment_size})
-    places = [Path(folder) / f"block-{i:03}" for i in range(len(layers))]
+    places = [as_folder(folder) / f"block-{i:03}" for i in range(len(layers))]
     return [DiskCache.create(p, x, batch, shard_bytes) for p, x in zip(places, layers)]
 
 
@@ -383,7 +389,7 @@ def open_caches(folder) -> list[DiskCache]:
 
     Errors as of `DiskCache.open`.
     """
-    places = sorted(Path(folder).glob("block-*"))
+    places = sorted(as_folder(folder).glob("block-*"))
     if not places:
         raise ValueError(f"{folder} holds no caches of a model: it has no block-000")
     caches = []

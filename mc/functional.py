@@ -85,7 +85,7 @@ def plan(
         )
     return cut, [True] * len(cut)
 
-# %% ../nbs/workshop/function.ipynb #3d803a5c
+# %% ../nbs/workshop/function.ipynb #eeed6656
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -159,6 +159,8 @@ def passed(
     whole = counts is None or all(n == tokens.k.shape[1] for n in counts)
     if whole and not cache.ragged:
         return together(tokens, cache)
+    if counts and not any(counts):
+        return Pass(torch.zeros_like(tokens.v), None, None, None, cache, ())
     if not cache.rows_may_differ:
         raise ValueError(
             "a cache on disk needs rows of one length: what a call brings to one row it must "

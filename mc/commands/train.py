@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['option', 'again', 'train', 'prepare', 'run', 'start_all', 'told', 'go_on', 'end']
 
-# %% ../../nbs/workshop/command_train.ipynb #60c51ff7
+# %% ../../nbs/workshop/command_train.ipynb #7c3faa02
 import shlex
 import sys
 from typing import Annotated, Literal
 
 import typer
 
-from .base import Config, say
+from .base import Config, lacking_memory, say
 
 # %% ../../nbs/workshop/command_train.ipynb #ca38a3be
 def option(help: str, least: int | None = None):
@@ -83,7 +83,7 @@ def train(
     if rank() == 0:
         print(told(record, out))
 
-# %% ../../nbs/workshop/command_train.ipynb #ec228ea4
+# %% ../../nbs/workshop/command_train.ipynb #8afdbfc5
 def prepare(given: dict, corpus: str, out: str):
     "Settings and corpus, checked; a `ValueError` for what cannot be trained."
     from mc.evidence.schema import checked
@@ -94,11 +94,16 @@ def prepare(given: dict, corpus: str, out: str):
     if given["model"] is not None:
         from mc.evidence.profiles import read_yaml
 
-        given = given | {"model": read_yaml(given["model"])}
+        file, given = given["model"], given | {"model": read_yaml(given["model"])}
     settings = checked(Settings, given, "the training")
     settings.train_config()
     opened = Corpus.open(corpus)
-    settings.lm_config(opened.tokenizer.vocab_size)
+    try:
+        settings.lm_config(opened.tokenizer.vocab_size)
+    except ValueError as error:
+        if given["model"] is None:
+            raise
+        raise ValueError(f"--model {file}: {error}") from None
     RunFolder(out).belongs(settings, opened.hash, opened.tokenizer.hash)
     data(settings, opened)
     return settings, opened
@@ -123,7 +128,7 @@ def told(record: dict, out: str) -> str:
     parts = [f"{name.replace('_', ' ')} {record[name]:.3f}" for name in ("held_out", "bits_per_byte") if name in record]
     return f"{out}: {record['tokens']:,} tokens in {record['seconds']:.0f} s; " + ", ".join(parts)
 
-# %% ../../nbs/workshop/command_train.ipynb #351f03b3
+# %% ../../nbs/workshop/command_train.ipynb #bc89098a
 def go_on(out: str) -> str:
     "What is kept and what to type, for the end of an error message."
     from mc.train.checkpoints import Checkpoints
@@ -148,6 +153,10 @@ def end(error: BaseException, out: str) -> None:
         raise typer.Exit(2 if isinstance(error, (ValueError, ImportError)) else 1)
     if isinstance(error, Lost) and error.code == 2:
         raise ValueError(str(error)) from None
+    if lacking := lacking_memory(error):
+        report(lacking)
+        say(f"Error: {lacking}\n")
+        raise typer.Exit(1)
     if isinstance(error, (Lost, ArithmeticError)) or isinstance(error, OSError) and "checkpoint" in str(error):
         about = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         say(f"Error: {about}; {go_on(out)}\n")

@@ -67,7 +67,7 @@ class LongRecord(Provenance):
     costs: list[Cost] = Field(description="a list of costs", min_length=1)
     settings: dict = Field(description="settings by name")
 
-# %% ../../nbs/workshop/longer_runs.ipynb #12452ca2
+# %% ../../nbs/workshop/longer_runs.ipynb #f7907182
 def made(settings: dict):
     "The model that reads with SSC, one with the same weights that reads with GRM, and tokens."
     import torch
@@ -220,24 +220,19 @@ def table_of(record: dict) -> list[dict]:
 
 
 def costs_table(record: dict):
-    "Resident memory and time of a token, in memory and on disk, as a table."
+    "Resident memory and time of a token, with the cache in memory → on disk, as a table."
     import pandas as pd
 
     kept = {point["tokens"]: point["resident"] for point in record["kept"]}
     rows = {}
     for row in table_of(record):
-        shown = {
-            "states on disk, MB": f"{row['on_disk'] / 1e6:.0f}",
-            "resident, MB: in memory": f"{kept[row['tokens']] / 1e6:.0f}",
-            "on disk": f"{row['resident'] / 1e6:.0f}",
-        }
+        shown = {"resident, MB": f"{kept[row['tokens']] / 1e6:.0f} → {row['resident'] / 1e6:.0f}"}
         for call in ("piece", "token"):
             a, b = row[call]["memory"], row[call]["disk"]
-            shown[f"ms, {call}: in memory"] = f"{1e3 * a:.3g}"
-            shown[f"on disk, {call}"] = f"{1e3 * b:.3g}"
-        rows[row["way"].upper(), f"{row['tokens']:,}"] = shown
-    index = pd.MultiIndex.from_tuples(rows, names=["way", "tokens"])
-    return pd.DataFrame(list(rows.values()), index=index)
+            shown[f"{call}, ms"] = f"{1e3 * a:.2g} → {1e3 * b:.2g}"
+        n = row["tokens"]
+        rows[f"{row['way'].upper()}, {f'{n // 1024}K' if n < 2**20 else '1M'} tokens"] = shown
+    return pd.DataFrame(rows).T
 
 
 def told(record: dict) -> str:

@@ -105,7 +105,7 @@ class MCConfig(Options, Heads):
         rules = Rules(**{name: getattr(self, name) for name in OPTIONS})
         return replace(rules, pool="position") if self.gate == "position" else rules
 
-# %% ../../nbs/workshop/layer.ipynb #890c1c98
+# %% ../../nbs/workshop/layer.ipynb #f8d1ff34
 class MemoryCachingLayer(nn.Module):
     """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
     causal.
@@ -213,11 +213,12 @@ class MemoryCachingLayer(nn.Module):
         made, after = self._made(x, before)
         rest = config.segment_size, made[5], "parallel", cache, counts
         out = one_pass(*made[:5], config.rules, *rest)
-        counts = counts or [x.shape[1]] * len(x)
-        if min(counts) == x.shape[1] and not (cache is not None and cache.ragged):
+        whole = counts is None or min(counts) == x.shape[1]
+        if whole and not (cache is not None and cache.ragged):
             edges = self._edges(x, before, cache, out.cache)
         else:
             inputs = torch.cat([before, x], 1)
+            counts = counts or [x.shape[1]] * len(x)
             after = last_inputs(inputs, counts, before.shape[1])
             edges = row_edges(inputs, before[:, None][:, :0], cache, out.cache)
         done = replace(out.cache, inputs=after, edges=edges)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# %% ../../nbs/workshop/tokenizers.ipynb #a4e3b32b
+# %% ../../nbs/workshop/tokenizers.ipynb #0ed78d62
 END = "<|end|>"  # the token after a document
 
 
@@ -31,7 +31,7 @@ def check_text(text: str, name: str = "text") -> str:
 
 
 def shown(data: bytes) -> str:
-    "Bytes for the eye: what is no whole UTF-8 as \\xNN, line ends escaped, spaces alone as ␣."
+    "Bytes for the eye: what is no whole UTF-8 as hexadecimal escapes, line ends escaped, spaces alone as ␣."
     text = data.decode("utf-8", "backslashreplace")
     if text and not text.strip(" "):
         return "␣" * len(text)

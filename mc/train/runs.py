@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['RunFolder', 'commit_of_package', 'device_name', 'summed', 'shortened', 'HeldOut', 'data', 'train_text']
 
-# %% ../../nbs/workshop/training_runs.ipynb #a54337e5
+# %% ../../nbs/workshop/training_runs.ipynb #9913a2fc
 import math
+import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +23,12 @@ from .logs import JsonLines, TensorBoard
 from .loop import train
 from .settings import Settings, decided
 
-# %% ../../nbs/workshop/training_runs.ipynb #3bc95436
+try:
+    import fcntl
+except ImportError:  # Windows: two that train in one folder are not told apart
+    fcntl = None
+
+# %% ../../nbs/workshop/training_runs.ipynb #ea79a510
 class RunFolder:
     "The files of one run, in `folder`. Raises `ValueError` for a folder that holds something else."
 
@@ -55,6 +62,26 @@ class RunFolder:
                 )
         return True
 
+    @contextmanager
+    def held(self):
+        "Keep other processes out until the block ends; `BlockingIOError` if one is in it."
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        place = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(place)
+            raise BlockingIOError(error.errno, "another process trains in this folder", str(self.folder)) from None
+        except OSError:  # some network disks know no locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(place)
+
     def begin(self, settings: Settings, corpus, tokenizer, record: dict) -> None:
         "Write what is known before the first step."
         import yaml
@@ -65,7 +92,7 @@ class RunFolder:
         tokenizer.save(self.tokenizer)
         save_json(self.record, record)
 
-# %% ../../nbs/workshop/training_runs.ipynb #86cd5fd5
+# %% ../../nbs/workshop/training_runs.ipynb #9cff292b
 def commit_of_package() -> str:
     "The commit of `mc` itself, with a + where it was changed; a run may be anywhere."
     home = str(Path(mc.__file__).parent)
@@ -146,7 +173,8 @@ def train_text(
 
     corpus: what `mc.text.corpora.Corpus.open` returns. stop: return after this step, as an interruption
     would. Raises `ValueError` for settings that do not fit, and for a folder that holds
-    something else or another run; what `train` raises.
+    something else or another run, `BlockingIOError` for one in which another process trains;
+    what `train` raises.
     """
     settings = settings if isinstance(settings, Settings) else checked(Settings, settings, "a training")
     folder, tokenizer = RunFolder(out), corpus.tokenizer
@@ -158,33 +186,34 @@ def train_text(
     fabric = fabric or open_fabric(
         settings.devices, settings.strategy, settings.precision, settings.accelerator, settings.nodes
     )
-    parameters = sum(p.numel() for p in model.parameters())
-    record = {"settings": decided(settings), "corpus": corpus.hash, "tokenizer": tokenizer.hash}
-    record |= {"parameters": parameters, **device_name(fabric, command)}
-    if fabric.is_global_zero and not begun:
-        folder.begin(settings, corpus, tokenizer, record)
-    logs = [JsonLines(folder.log)]
-    logs += [TensorBoard(folder.tensorboard)] if settings.tensorboard else []
-    losses = train(
-        model,
-        batches,
-        config,
-        checkpoint=Checkpoints(folder.checkpoints, settings.keep),
-        every=settings.every,
-        stop=stop,
-        progress=progress,
-        fabric=fabric,
-        logs=logs,
-        evaluation=evaluation,
-        evaluate_every=settings.evaluate_every,
-        compile=settings.compile,
-        activation_checkpointing=settings.activation_checkpointing,
-    )
-    if len(losses) < settings.steps:
+    with folder.held() if fabric.is_global_zero else nullcontext():
+        parameters = sum(p.numel() for p in model.parameters())
+        record = {"settings": decided(settings), "corpus": corpus.hash, "tokenizer": tokenizer.hash}
+        record |= {"parameters": parameters, **device_name(fabric, command)}
+        if fabric.is_global_zero and not folder.belongs(settings, corpus.hash, tokenizer.hash):
+            folder.begin(settings, corpus, tokenizer, record)
+        logs = [JsonLines(folder.log)]
+        logs += [TensorBoard(folder.tensorboard)] if settings.tensorboard else []
+        losses = train(
+            model,
+            batches,
+            config,
+            checkpoint=Checkpoints(folder.checkpoints, settings.keep),
+            every=settings.every,
+            stop=stop,
+            progress=progress,
+            fabric=fabric,
+            logs=logs,
+            evaluation=evaluation,
+            evaluate_every=settings.evaluate_every,
+            compile=settings.compile,
+            activation_checkpointing=settings.activation_checkpointing,
+        )
+        if len(losses) < settings.steps:
+            return record
+        weights = weights_of(model)
+        if fabric.is_global_zero:
+            record = load_json(folder.record) | summed(logs[0].read())
+            save_json(folder.record, record)
+            save_tensors(folder.model, weights, {"model": model.config.to_dict(), "tokenizer": tokenizer.hash})
         return record
-    weights = weights_of(model)
-    if fabric.is_global_zero:
-        record = load_json(folder.record) | summed(logs[0].read())
-        save_json(folder.record, record)
-        save_tensors(folder.model, weights, {"model": model.config.to_dict(), "tokenizer": tokenizer.hash})
-    return record
