@@ -81,6 +81,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(run, tmp_path, mon
     code, said = run()
     assert code == 1 and said.count("\n") == 1 and "the disk is full, at step 4" in said and "step-2.safetensors is kept; to go on: mc train" in said
     monkeypatch.setattr(loop, "save_tensors", save)
+    early = CliRunner().invoke(main, ["generate", str(tmp_path / "run"), "a"])
+    assert early.exit_code == 2 and "not the folder of a finished run; to go on: mc train " in early.output and early.output.count("\n") == 1
     assert run()[0] == 0 and run(out="whole")[0] == 0
     losses = [[json.loads(line)["loss"] for line in open(tmp_path / name / "log.jsonl")] for name in ("run", "whole")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
