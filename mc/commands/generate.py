@@ -110,14 +110,19 @@ def as_they_come(making, streams, show) -> None:
         if text or ended:
             show(row, text, ended)
 
-# %% ../../nbs/workshop/command_generate.ipynb #8d148912
+# %% ../../nbs/workshop/command_generate.ipynb #b7681c90
 def find(path: str, tokenizer: str | None) -> tuple[str, str]:
     "Files of the model and of the tokenizer: `path` is a saved model or the folder of a run."
     if not os.path.exists(path):
         raise FileNotFoundError(2, "no such file or folder", path)
     model = os.path.join(path, "model.safetensors") if os.path.isdir(path) else path
     if not os.path.exists(model):
-        raise ValueError(f"{path} has no model.safetensors: it is not the folder of a finished run")
+        record, more = os.path.join(path, "record.json"), ""
+        if os.path.exists(record):
+            from mc.storage import load_json
+
+            more = f"; to go on: {load_json(record).get('command')}"
+        raise ValueError(f"{path} has no model.safetensors: it is not the folder of a finished run{more}")
     beside = os.path.join(os.path.dirname(model), "tokenizer.json")
     if tokenizer is None and not os.path.exists(beside):
         raise ValueError(f"there is no tokenizer.json beside {model}; name one with --tokenizer")
