@@ -491,7 +491,7 @@ def test_a_variant_has_the_colour_it_has_in_every_figure():
 def test_hard_words_in_a_browser(browser, tmp_path):
     page, troubles = opened(browser, explore({HARD[0]: model(16), "\ud800": model(16)}, range(16), "</script><img src=x>", HARD), tmp_path)
     shown = page.locator(".token[data-index]").evaluate_all("all => all.map(e => e.textContent)")
-    blank = {"": "∅", " \n": " ↵", "\u2028": "␣", "\u2029": "␣", "\ufeff": "␣", "\x00": "\\x00", "\x1b[31m": "\\x1b[31m"}
+    blank = {"": "∅", " \n": "␣↵", "\u2028": "␣", "\u2029": "␣", "\ufeff": "␣", "\x00": "\\x00", "\x1b[31m": "\\x1b[31m"}
     assert shown == [blank.get(text, text) for text in HARD]
     assert page.locator(".heading").inner_text() == "</script><img src=x>" == page.title() and page.locator("img").count() == 0
     for t in range(16):
