@@ -1,2 +1,2 @@
-"""Now `mc.evidence.runs`."""
-from mc.evidence.runs import *  # noqa: F403
+"""Now `mc.evidence.first_runs`."""
+from mc.evidence.first_runs import *  # noqa: F403

@@ -14,7 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from mc.evidence.runs import TEST_SEED, MQARRun, NeedleRun, measure, measure_all
+from mc.evidence.first_runs import TEST_SEED, MQARRun, NeedleRun, measure, measure_all
 from mc.commands.base import main
 from mc.evidence.records import interval, read_records
 from mc.storage import load_json, load_tensors, save_json
@@ -292,7 +292,7 @@ def test_finished_checkpoints_that_a_kill_left_are_removed(tmp_path):
 
 def test_a_killed_worker_is_reported_as_such_and_records_are_kept(tmp_path):
     long = replace(RUN, seed=1, steps=100_000)
-    kill = ("import os, psutil, sys, threading, time\nfrom pathlib import Path\nfrom dataclasses import replace\nfrom mc.evidence.runs import MQARRun, measure_all\n"
+    kill = ("import os, psutil, sys, threading, time\nfrom pathlib import Path\nfrom dataclasses import replace\nfrom mc.evidence.first_runs import MQARRun, measure_all\n"
             "def kill():\n    while not Path(sys.argv[1], '.grm-seed1.checkpoint').exists(): time.sleep(.05)\n"
             "    [p.kill() for p in psutil.Process().children() if 'spawn_main' in ' '.join(p.cmdline())]\n"
             f"if __name__ == '__main__':\n    threading.Thread(target=kill).start()\n    measure_all([{RUN!r}, {long!r}], sys.argv[1], 'a test')\n")
@@ -306,7 +306,7 @@ def test_a_killed_worker_is_reported_as_such_and_records_are_kept(tmp_path):
 def test_workers_end_with_their_parent(number, tmp_path):
     import psutil
 
-    code = (f"from mc.evidence.runs import *\nif __name__ == '__main__':\n"
+    code = (f"from mc.evidence.first_runs import *\nif __name__ == '__main__':\n"
             f"    measure_all([replace({replace(RUN, steps=100_000)!r}, seed=s) for s in (1, 2)], {str(tmp_path / 'out')!r}, 'a test', jobs=2)\n")
     (tmp_path / "job.py").write_text("from dataclasses import replace\n" + code.replace("import *", "import MQARRun, measure_all"))
     job = subprocess.Popen([sys.executable, tmp_path / "job.py"], stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 import mc
-from mc.evidence.runs import MQARRun, measure
+from mc.evidence.first_runs import MQARRun, measure
 from mc.storage import load_json, load_tensors, save_json, save_tensors
 from mc.train import TrainConfig, describe, load_checkpoint, optimiser, save_checkpoint, train
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mc.evidence.records import interval, read_records
-from mc.evidence.runs import MQARRun
+from mc.evidence.first_runs import MQARRun
 from mc.evidence.speed.records import read_speed
 from mc.nn.model import LanguageModel
 from mc.storage import load_json

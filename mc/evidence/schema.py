@@ -6,7 +6,8 @@
 __all__ = ['Whole', 'Count', 'Sample', 'Seed', 'Number', 'Amount', 'Rate', 'Share', 'Text', 'Name', 'Flag', 'Counts', 'Seeds',
            'Names', 'Integer', 'AnyNumber', 'List', 'Mapping', 'WORDS', 'whole', 'real', 'different', 'integers',
            'finite', 'several', 'nearest', 'problem', 'checked', 'argument', 'Checked', 'Settings', 'Provenance', 'Run',
-           'Ratio', 'Point', 'Times', 'RunRecord', 'SpeedRecord', 'TimesRecord']
+           'Ratio', 'Point', 'Times', 'Training', 'Routing', 'Score', 'MeasuredSettings', 'Measured', 'RunRecord',
+           'SpeedRecord', 'TimesRecord']
 
 # %% ../../nbs/workshop/schema.ipynb #eeb83993
 import difflib
@@ -132,7 +133,7 @@ def argument(kind, value, name: str):
         words = TypeAdapter(kind).json_schema()["description"]
         raise ValueError(f"{name} must be {words}; got {value!r}") from None
 
-# %% ../../nbs/workshop/schema.ipynb #aafcd223
+# %% ../../nbs/workshop/schema.ipynb #c77e0e07
 class Checked(BaseModel):
     "What may hold what it lists and nothing else."
 
@@ -228,6 +229,81 @@ class Times(Checked):
 
     points: list[Point] = Field(description="a list of times and bytes", min_length=1)
     settings: dict[str, Any] = Field(description="settings by name")
+
+
+class Training(Checked):
+    "How a run trains: the full rate, and whether the task gets harder in steps."
+
+    steps: Count
+    batch: Count
+    learning_rate: Rate
+    curriculum: Flag = Field(True, description="true or false")
+
+
+class Routing(Checked):
+    "Where a model looked when it was asked: shares of questions; per layer and head, hits and even shares."
+
+    looked_at: Share
+    right_if_looked_at: Share | None = Field(description="a number from 0 to 1 or null")
+    right_if_not: Share | None = Field(description="a number from 0 to 1 or null")
+    hit: list[list[Share]] = Field(description="a list of shares per layer")
+    even_shares: list[list[Amount]] = Field(description="a list of amounts per layer")
+    signs: list[list[Integer]] | None = Field(None, description="a list of 1 and -1 per layer, or null")
+
+    @property
+    def right(self) -> float:
+        "The score that the parts make."
+        missed = (1 - self.looked_at) * (self.right_if_not or 0)
+        return self.looked_at * (self.right_if_looked_at or 0) + missed
+
+
+class Score(Checked):
+    "What a model answered to one test."
+
+    task: dict[str, Any] = Field(description="name and sizes of a task")
+    sequences: Sample
+    right: Share
+    sd_over_sequences: Amount
+    test_hash: Text
+    state_bytes: Count
+    seconds: Amount
+    routing: Routing | None = Field(None, description="where it looked, or nothing")
+
+    @model_validator(mode="after")
+    def of_its_parts(self):
+        "The parts make the score."
+        if self.routing and abs(self.routing.right - self.right) > 1e-4:
+            raise ValueError("has a score that its parts do not make")
+        return self
+
+
+class MeasuredSettings(Checked):
+    "What decides a record."
+
+    task: dict[str, Any] = Field(description="name and sizes of a task")
+    model: dict[str, Any] = Field(description="the configuration of a model")
+    training: Training | None = Field(description="steps, batch, learning_rate and curriculum, or null")
+    tests: list[dict[str, Any]] = Field(description="a list of tasks")
+    sequences: Sample
+    test_tokens: Count
+    start: Text | None = Field(description="benchmark and name of a run, or null")
+    router: Name
+    test_seed: Whole
+
+
+class Measured(Provenance):
+    "The record of one run."
+
+    variant: Name
+    seed: Seed
+    settings: MeasuredSettings = Field(description="the settings of a run")
+    parameters: Count
+    start_sha256: Text | None = Field(description="the hash of a file of weights, or null")
+    scores: list[Score] = Field(description="a list of scores", min_length=1)
+    train_seconds: Amount | None = Field(None, description="a number or null")
+    train_cpu_seconds: Amount | None = Field(None, description="a number or null")
+    resumed_at: Whole = Field(0, description="an integer of at least 0")
+    loss_every_20: list[Number] = Field([], description="a list of finite numbers")
 
 
 class RunRecord(Provenance, Run):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks.values import check_size
 
-# %% ../../nbs/workshop/mqar_task.ipynb #4fdc0cd9
+# %% ../../nbs/workshop/mqar_task.ipynb #aa469ae9
 IGNORE = -100
 
 
@@ -86,6 +86,12 @@ class MQAR:
 
     def __post_init__(self):
         check_task(self)
+
+    @property
+    def tests(self) -> tuple["MQAR", ...]:
+        "An eighth, a quarter, half and all of the pairs, in sequences in proportion."
+        parts = [2**i for i in (3, 2, 1, 0) if self.pairs % 2**i == self.length % 2**i == 0]
+        return tuple(replace(self, pairs=self.pairs // n, length=self.length // n) for n in parts)
 
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
         """`batch` sequences drawn with `generator`, on the CPU. Raises `ValueError` for a batch

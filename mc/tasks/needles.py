@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Needles']
 
-# %% ../../nbs/workshop/needles_task.ipynb #aad6bd82
-from dataclasses import dataclass
+# %% ../../nbs/workshop/needles_task.ipynb #d3fe4f96
+from dataclasses import dataclass, replace
 
 import torch
 
 from .mqar import IGNORE, Batch, check_draw, check_task, integers, orders
 
-# %% ../../nbs/workshop/needles_task.ipynb #41ec77f4
+# %% ../../nbs/workshop/needles_task.ipynb #0e60e325
 @dataclass(frozen=True)
 class Needles:
     """Texts of `length` tokens: hay in which `pairs` key-value pairs are hidden, then one
@@ -25,6 +25,11 @@ class Needles:
 
     def __post_init__(self):
         check_task(self)
+
+    @property
+    def tests(self) -> tuple["Needles", ...]:
+        "The same needles in texts up to sixteen times as long."
+        return tuple(replace(self, length=2**i * self.length) for i in range(5))
 
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
         """`batch` texts drawn with `generator`, on the CPU. Raises `ValueError` for a batch < 1
