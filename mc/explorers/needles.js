@@ -88,7 +88,7 @@ function explorer(model, root) {
   const texts = choice("text", options(v.texts, (one) => `${whole(one.T)} tokens`), (i) => look({ text: +i }));
   const router = choice("router", { learned: "learned", oracle: "oracle", random: "random" }, (name) => look({ router: name }));
   const blocks = v.variants.reduce((most, w) => (w.blocks.length > most.length ? w.blocks : most), []);
-  const layers = choice("mean over heads of layer", { null: "all", ...Object.fromEntries(blocks.map((b, i) => [`layer ${i}`, `${b}`])) }, (i) => look({ layer: i === "null" ? null : +i.slice(6) }));
+  const layers = choice("heads of layer", { null: "all", ...Object.fromEntries(blocks.map((b, i) => [`layer ${i}`, `${b}`])) }, (i) => look({ layer: i === "null" ? null : +i.slice(6) }));
   router.el.hidden = !v.variants.some((w) => w.passes[0]?.routers.oracle);
   layers.el.hidden = !blocks.length;
   const drawn = (one, name) => ({ el: one.el, draw: () => one.draw(view[name]) });
@@ -110,7 +110,12 @@ function explorer(model, root) {
   around(32);
   draw();
   spoken.say(told(), false);
-  return { setting: (changed) => { Object.assign(view, changed); view.segment = asked().segment; around(); draw(); } };
+  const set = (changed) => {
+    if (Object.entries(changed).every(([name, value]) => view[name] === value)) return; // what the page itself has set
+    Object.assign(view, changed);
+    home();
+  };
+  return { setting: set };
 }
 
 export default family("needles", ["setting"], explorer);

@@ -36,7 +36,7 @@ function needleRow(v, i, view, actions) {
   const el = h("div", { class: "variant", role: "radio", "data-variant": i }, h("span", { class: "name" }, i < 9 ? h("kbd", {}, `${i + 1}`) : "", " ", h("bdi", {}, variant.name)), marks, place, said, mass, hits);
   let shown = "";
   const mark = (text, pass, q, n) => {
-    const right = pass?.isRight(q), el = h("span", { class: `mark ${right ? "right" : "wrong"}${n === view.question ? " picked" : ""}`, "data-question": n }, pass ? (right ? "✓" : "✗") : "–");
+    const right = pass?.isRight(q), el = h("span", { class: `found ${right ? "right" : "wrong"}${n === view.question ? " picked" : ""}`, "data-question": n }, pass ? (right ? "✓" : "✗") : "–");
     return el;
   };
   const draw = () => {
