@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mc.evidence import claims
+from mc.evidence import claims, ledger
 from mc.evidence.claims import CLAIMS, claim, sentence
-from mc.evidence.ledger import (VERDICTS, Claim, Found, all_of, change, contradicted, each, growth, paired, planned, proved, ratio, unmeasured,
-                                untestable, verdict)
+from mc.evidence.ledger import (VERDICTS, Claim, Found, all_of, change, contradicted, cost, each, growth, paired, proved, ratio, text,
+                                unmeasured, untestable, verdict)
 from mc.evidence.questions import QUESTIONS, Question
 from mc.storage import load_json, save_json
 
@@ -75,7 +75,7 @@ def test_runs_against_runs(made, source, said, runs):
 
 def test_what_a_comparison_says(made):
     found = paired("made/b", "made/a", length=512)(made)
-    assert found.ours == "b 0.58, a 0.47, 512 tokens" and found.gap.startswith("+11.0 points (+8.5 to +13.5)")
+    assert found.ours == "b 0.58, a 0.47 at 512 tokens" and found.gap.startswith("+11.0 points (+8.5 to +13.5)")
     assert found.records == tuple(f"results/made/cpu/{v}-seed{s}.json" for v in "ab" for s in range(3))
     assert found.command == "mc bench made --profile cpu"
     two = paired("made/a", "other/b", length=512)(made)
@@ -100,7 +100,7 @@ def test_each_is_above_all_the_others_in_all_the_tests(made):
 @pytest.mark.parametrize("source", [
     paired("made/nobody", "made/a", length=512), paired("nowhere/a", "nowhere/b", length=512), change("made/nobody", dict(length=128), dict(length=512)),
     each("made/b", ["made/a", "made/nobody"], length=(512,)), paired("made/far", "made/a", length=512), ratio("speed/cpu/nothing"),
-    growth("dial/cpu/a", "dial/cpu/b", "attention", "grm 256"), planned("text")])
+    growth("dial/cpu/a", "dial/cpu/b", "attention", "grm 256"), cost("training", "attention", "grm"), text("grm")])
 def test_a_record_that_is_not_there_is_not_measured_yet(made, source):
     found = Claim("lost", "", "", "", "", source, "").found(made)
     assert found.said == "not measured yet" and not (found.ours or found.gap or found.records) and found.command.startswith("mc bench ")
@@ -160,11 +160,33 @@ def test_times_are_judged_against_one_or_their_target():
     assert same.said == OPEN and same.margin[0] == pytest.approx(1)
 
 
+def test_costs_are_those_of_the_longest_text(tmp_path):
+    old = load_json(ROOT / "results/speed/cpu/ssc.json")
+    for tokens, slow in ((512, 9.0), (1024, 2.0)):
+        rounds = {"attention": [slow + i / 100 for i in range(8)], "grm": [1.0] * 8}
+        new = {n: v for n, v in old.items() if n != "sha256"} | dict(name=f"training-{tokens}", at=f"T = {tokens:,}", rounds=rounds)
+        save_json(tmp_path / f"results/cost/cpu/training-{tokens}.json", new)
+    found = cost("training", "attention", "grm")(tmp_path)
+    assert found.said == HOLDS and 2 <= found.margin[0] <= 2.1 and found.records == ("results/cost/cpu/training-1024.json",) and found.runs == "8 rounds"
+    assert cost("training", "grm", "attention")(tmp_path).said == cost("training", "attention", "grm", side=-1)(tmp_path).said == FAILS
+
+
+@pytest.mark.parametrize("attention, grm, said", [
+    (0.03, 0.02, HOLDS), (0.03, -0.02, FAILS), (0.03, 0.0, OPEN), (0.01, 0.02, "not testable at this scale"), (None, 0.02, "not testable at this scale")])
+def test_text_says_something_only_where_attention_gains(monkeypatch, tmp_path, attention, grm, said):
+    gains = {"none": 0.0, "grm": grm} | ({"attention": attention} if attention else {})
+    runs = [dict(variant=v, seed=s, scores=[dict(length=256, bits_per_byte=2.0 - g + s / 10 - (s - 1) * 0.001 * (v == "grm"))]) for v, g in gains.items() for s in range(3)]
+    monkeypatch.setattr(ledger, "text_records", lambda folder: {100: [], 200: runs} if folder == tmp_path / "results/text/cpu" else {})
+    found = text("grm")(tmp_path)
+    assert found.said == said and all(r.startswith("results/text/cpu/steps-200/") for r in found.records)
+    assert ("bits per byte" in found.gap) == (said in (HOLDS, FAILS, OPEN))
+
+
 def test_a_sentence_has_the_verdict_and_the_numbers(made, monkeypatch):
     monkeypatch.setattr(claims, "CLAIMS", [Claim("b", "", "B is better.", "", "", paired("made/b", "made/a", length=512), ""),
                                            Claim("c", "", "C is better.", "", "", paired("made/x", "made/a", length=512), "")])
     said = sentence("b", made)
-    assert said == "B is better. *Holds here*: b 0.58, a 0.47, 512 tokens, +11.0 points (+8.5 to +13.5), 3 seeds."
+    assert said == "B is better. *Holds here*: b 0.58, a 0.47 at 512 tokens, +11.0 points (+8.5 to +13.5), 3 seeds."
     assert sentence("c", made) == "C is better. *Not measured yet*."
     with pytest.raises(ValueError, match="name must be one of b, c; got 'd'"):
         claim("d")
