@@ -172,14 +172,23 @@ def test_costs_are_those_of_the_longest_text(tmp_path):
 
 
 @pytest.mark.parametrize("attention, grm, said", [
-    (0.03, 0.02, HOLDS), (0.03, -0.02, FAILS), (0.03, 0.0, OPEN), (0.01, 0.02, "not testable at this scale"), (None, 0.02, "not testable at this scale")])
+    (0.03, 0.02, HOLDS), (0.03, -0.02, FAILS), (0.03, 0.0, OPEN), (0.01, 0.02, "not testable at this scale"), (0.03, None, "not testable at this scale"),
+    (None, 0.02, "not measured yet")])
 def test_text_says_something_only_where_attention_gains(monkeypatch, tmp_path, attention, grm, said):
-    gains = {"none": 0.0, "grm": grm} | ({"attention": attention} if attention else {})
+    gains = {v: g for v, g in dict(none=0.0, grm=grm, attention=attention).items() if g is not None}
     runs = [dict(variant=v, seed=s, scores=[dict(length=256, bits_per_byte=2.0 - g + s / 10 - (s - 1) * 0.001 * (v == "grm"))]) for v, g in gains.items() for s in range(3)]
-    monkeypatch.setattr(ledger, "text_records", lambda folder: {100: [], 200: runs} if folder == tmp_path / "results/text/cpu" else {})
-    found = text("grm")(tmp_path)
-    assert found.said == said and all(r.startswith("results/text/cpu/steps-200/") for r in found.records)
-    assert ("bits per byte" in found.gap) == (said in (HOLDS, FAILS, OPEN))
+    monkeypatch.setattr(ledger, "text_records", lambda folder: {100: [], 200: runs} if folder == tmp_path / "results/language/cpu" else {})
+    for r in runs:
+        save_json(tmp_path / f"results/language/cpu/steps-200/{r['variant']}-seed{r['seed']}.json", {})
+    found = Claim("text", "", "", "", "", text("grm"), "").found(tmp_path)
+    assert found.said == said and all(r.startswith("results/language/cpu/steps-200/") for r in found.records)
+    assert ("bits per byte" in found.gap) == (said in (HOLDS, FAILS, OPEN)) and found.command == "mc bench language --profile cpu"
+
+
+@pytest.mark.parametrize("variant, said", [
+    ("ssc", "SSC"), ("wide", "no caching (one head)"), ("needles-grm-position", "GRM (position)"), ("mqar-ssc", "SSC"), ("long-uniform-1024", "long (uniform 1024)"), ("x", "x")])
+def test_variants_have_names_for_readers(variant, said):
+    assert ledger.label(variant) == said
 
 
 def test_a_sentence_has_the_verdict_and_the_numbers(made, monkeypatch):
@@ -277,7 +286,7 @@ def test_the_ledger_of_the_page_is_the_computed_one(page, context, site):
     page.goto(f"{site}nbs/start/what_holds.html")
     page.wait_for_selector(".mc-table[data-ready]")
     held = [c for c in CLAIMS if c.found(ROOT).said == HOLDS]
-    page.select_option("select[aria-label=verdict]", label=f"● {HOLDS}")
+    page.select_option("select[aria-label=verdict]", label=f"●\u00a0{HOLDS}")
     assert page.inner_text(".mc-table-count") == f"{len(held)} of {len(CLAIMS)} rows"
     first = page.locator(".mc-table tbody tr").first
     assert held[0].says in first.inner_text() and first.locator("td.command button").count() == 1
