@@ -14,10 +14,11 @@ from torch import Tensor
 from .checks.values import check_kind, check_number, dense, refusal
 from .read.ways import WAYS
 
-# %% ../nbs/workshop/figures.ipynb #1472e1a8
+# %% ../nbs/workshop/figures.ipynb #847c76e7
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
+    "two_heads": "#DD7F00",
     "wide": "#D55E00",
     "residual": "#CC79A7",
     "grm": "#009E73",
@@ -26,10 +27,20 @@ COLOURS = {
     "ssc": "#56B4E9",
     "top_p": "#A6761D",
     "log_linear": "#8F6BC1",
+    "fenwick": "#8F6BC1",
+    "swla": "#8B5E3C",
+    "swla-ssc": "#B98B5E",
+    "grm-64": "#3C8D40",
+    "grm-as-ssc": "#149C9C",
+    "ssc-oracle": "#7A7A7A",
+    "ssc-random": "#9E9E9E",
+    "grm-oracle": "#6B7B74",
+    "grm-as-ssc-random": "#A5ABA8",
 }
 DASHES = {
     "attention": "dot",
     "none": "solid",
+    "two_heads": "10px,3px,3px,3px,3px,3px",
     "wide": "dashdot",
     "residual": "dash",
     "grm": "longdash",
@@ -38,10 +49,20 @@ DASHES = {
     "ssc": "3px,2px",
     "top_p": "6px,2px",
     "log_linear": "12px,3px,3px,3px",
+    "fenwick": "12px,3px,3px,3px",
+    "swla": "14px,4px",
+    "swla-ssc": "4px,4px",
+    "grm-64": "14px,2px",
+    "grm-as-ssc": "solid",
+    "ssc-oracle": "solid",
+    "ssc-random": "dot",
+    "grm-oracle": "longdash",
+    "grm-as-ssc-random": "2px,4px",
 }
 NAMES = {
     "attention": "softmax attention",
     "none": "no caching",
+    "two_heads": "no caching, two heads",
     "wide": "no caching, one head",
     "residual": "residual, checkpoint",
     "grm": "GRM, independent",
@@ -50,14 +71,25 @@ NAMES = {
     "ssc": "SSC, independent",
     "top_p": "top-p, independent",
     "log_linear": "Log-Linear++",
+    "fenwick": "Log-Linear++",
+    "swla": "SWLA, no caching",
+    "swla-ssc": "SWLA, SSC",
+    "grm-64": "GRM, C = 64",
+    "grm-as-ssc": "GRM, read as SSC",
+    "ssc-oracle": "SSC, oracle router",
+    "ssc-random": "SSC, random router",
+    "grm-oracle": "GRM, oracle router",
+    "grm-as-ssc-random": "GRM, read as SSC, random router",
 }
 for way in WAYS:  # one that was added since
     COLOURS.setdefault(way, "#7F7F7F"), DASHES.setdefault(way, "solid"), NAMES.setdefault(way, way)
 for memory, label in (("dla", "DLA"), ("titans", "Titans")):
-    for mixer in ("none", "grm", "soup", "ssc"):
-        COLOURS[f"{memory}-{mixer}"] = COLOURS[mixer]
-        DASHES[f"{memory}-{mixer}"] = DASHES[mixer]
-        NAMES[f"{memory}-{mixer}"] = f"{label}, {NAMES[mixer].split(',')[0]}"
+    for mixer in ("none", "two_heads", "grm", "soup", "ssc", "grm-64", "soup-64", "ssc-64"):
+        like, _, size = mixer.partition("-")
+        name = NAMES[like].removesuffix(", independent")
+        COLOURS[f"{memory}-{mixer}"] = COLOURS[like]
+        DASHES[f"{memory}-{mixer}"] = DASHES[like]
+        NAMES[f"{memory}-{mixer}"] = f"{label}, {name}" + (f", C = {size}" if size else "")
 SEQUENTIAL, DIVERGING = "Cividis", "RdBu_r"
 
 pio.templates["mc"] = go.layout.Template(

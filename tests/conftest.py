@@ -2,16 +2,18 @@
 import functools
 import http.server
 import os
-import re
 import shutil
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+import kernels
+
 BOOK = Path(__file__).resolve().parents[1] / "_build/html"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+         "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 
 
 class PicturesMayDiffer:
@@ -24,6 +26,8 @@ class PicturesMayDiffer:
 
 def pytest_configure(config):
     config.pluginmanager.register(PicturesMayDiffer())    # as a hook of this file it would not reach nbs/
+    if sys.platform == "linux":    # elsewhere a fork is no safe start
+        kernels.use()
 
 
 def pytest_collection_modifyitems(items):
@@ -59,6 +63,10 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def end_headers(self):
+        self.send_header("Cache-Control", "max-age=3600")    # scripts are asked for once per browser, and compiled once
+        super().end_headers()
+
 
 @pytest.fixture(scope="session")
 def site():
@@ -77,23 +85,41 @@ def context():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-        context = browser.new_context()
-        context.route(re.compile(r"^\w+://(?!127\.0\.0\.1[:/])"), lambda route: route.abort())
-        yield context
+        yield browser.new_context()
         browser.close()
+
+
+def watched(page):
+    "A new page whose troubles and responses are kept."
+    trouble = lambda what: page.troubles.append(what)
+    page.on("console", lambda m: trouble(f"console: {m.text}") if m.type == "error" else None)
+    page.on("pageerror", lambda e: trouble(f"page error: {e}"))
+    page.on("requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else trouble(f"request failed: {r.url}"))    # left before it came
+    page.on("response", lambda r: trouble(f"status {r.status}: {r.url}") if r.status >= 400 else page.responses.append(r))
+    return page
+
+
+def emptied(page):
+    "Whether the page is as if nobody had used it."
+    try:
+        page.unroute_all()
+        page.evaluate("() => { try { localStorage.clear(); sessionStorage.clear() } catch { } }")    # none on about:blank
+        page.mouse.move(0, 0)
+        return page.goto("about:blank") is None
+    except Exception:    # it crashed
+        return False
 
 
 @pytest.fixture
 def page(context):
     """A page cut off from the network. Whatever goes wrong in it is kept in `page.troubles` and fails the test at its
-    end; a test that provokes something looks at it and clears the list."""
-    page = context.new_page()
+    end; a test that provokes something looks at it and clears the list. The tests of a module have it one after the
+    other, emptied: a new one would load and compile every script again."""
+    page = context.pages[0] if context.pages else watched(context.new_page())
+    page.troubles, page.responses = troubles, _ = [], []
     page.set_viewport_size({"width": 1280, "height": 900})
-    page.troubles = troubles = []
-    page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
-    page.on("pageerror", lambda e: troubles.append(f"page error: {e}"))
-    page.on("requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else troubles.append(f"request failed: {r.url}"))    # left before it came
-    page.on("response", lambda r: troubles.append(f"status {r.status}: {r.url}") if r.status >= 400 else None)
+    page.emulate_media(media="null", color_scheme="light", reduced_motion="no-preference")
     yield page
-    page.close()
+    if not emptied(page):
+        page.close()
     assert not troubles

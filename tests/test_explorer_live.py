@@ -512,17 +512,16 @@ def test_it_fits_a_phone_and_the_read_out_stays_in_sight(page, widget):
 
 @pytest.mark.parametrize("at", ["nbs/evidence/inside_a_model", "nbs/workshop/explorer_live"])
 def test_the_book_runs_a_model_and_fetches_it_once_it_is_chosen(page, site, at):
-    fetched = []
-    page.on("response", lambda r: fetched.append((r.url, len(r.body()))) if ".safetensors" in r.url and "/text/" not in r.url else None)
+    fetched = lambda: [(r.url, len(r.body())) for r in page.responses if ".safetensors" in r.url and "/text/" not in r.url]
     page.goto(f"{site}{at}.html")
     root = settled(page)
     assert root.count() == 1 and page.locator("[data-ready=failed]").count() == 0
     model = LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors")
     assert score(root) == f"{right(model, MQAR().sample(1, torch.Generator().manual_seed(2026)))} of 64 questions right"
-    assert [url for url, _ in fetched] == [f"{site}_static/models/mqar/cpu/grm.safetensors"] and fetched[0][1] < 2_000_000
+    assert [url for url, _ in fetched()] == [f"{site}_static/models/mqar/cpu/grm.safetensors"] and fetched()[0][1] < 2_000_000
     choose(root, "model", "needles/cpu/ssc")
     settled(page)
-    assert fetched[1][0].endswith("needles/cpu/ssc.safetensors") and len(fetched) == 2
+    assert fetched()[1][0].endswith("needles/cpu/ssc.safetensors") and len(fetched()) == 2
 
 
 def test_all_models_of_the_page_are_small(widget):

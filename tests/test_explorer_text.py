@@ -375,11 +375,10 @@ def test_special_tokens_have_a_name_and_no_letters(bare):
 
 @pytest.mark.parametrize("at", ["nbs/evidence/inside_a_model", "nbs/workshop/explorer_live_text"])
 def test_the_book_runs_the_model_of_text(page, site, at):
-    fetched = []
-    page.on("response", lambda r: fetched.append((r.url, len(r.body()))) if "/text/" in r.url else None)
+    fetched = lambda: [(r.url, len(r.body())) for r in page.responses if "/text/" in r.url]
     page.goto(f"{site}{at}.html")
     root = settled(page)
     assert root.count() == 1 and page.locator("[data-ready=failed]").count() == 0
-    assert [url for url, _ in fetched] == [f"{site}_static/models/{NAME}.safetensors"] and fetched[0][1] < 2_000_000
+    assert [url for url, _ in fetched()] == [f"{site}_static/models/{NAME}.safetensors"] and fetched()[0][1] < 2_000_000
     enter(root, "Shall I compare thee to a summer's day?")
     assert "".join(words(root)) == "Shall I compare thee to a summer's day?"

@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from mc.evidence.records import interval, read_records
-from mc.evidence.first_runs import MQARRun
+from mc.evidence.again import main, run_of
+from mc.evidence.records import read_record
+from mc.evidence.runs import Run, measure
+from mc.evidence.schema import Measured, Training
 from mc.evidence.speed.records import read_speed
+from mc.evidence.variants import model_of
 from mc.nn.model import LanguageModel
-from mc.storage import load_json
+from mc.storage import load_json, save_json
 from mc.tasks.mqar import MQAR
+from mc.tasks.needles import Needles
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "book/_tools"))
+import readme  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 
 
@@ -42,29 +49,34 @@ def test_commands_of_the_readme_exist():
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.M)] == []
     chapter, = re.findall(r"nbtool\.py sync (nbs/\w+/\w+)", README)
     assert (ROOT / f"{chapter}.md").exists() and (ROOT / "book/_tools/nbtool.py").exists()
-    variant, seed = re.findall(r"MQARRun\('(\w+)', (\d+)\)", README)[0]
-    record, = [r for r in read_records(ROOT / "results/mqar/cpu") if r["variant"] == variant and r["seed"] == int(seed)]
-    run = MQARRun(variant, int(seed))                             # the defaults are those of the recorded run
-    assert record["settings"] == {name: getattr(run, name) for name in record["settings"]}
-    assert f"results/mqar/cpu/{run.name}.json" in README
+    path, = re.findall(r"^python -m mc\.evidence\.again (\S+\.json)$", README, re.M)
+    if not (ROOT / path).exists():
+        pytest.skip(f"{path} is not recorded yet")
+    record = read_record(ROOT / path, Measured)
+    assert run_of(record).settings == record["settings"] and not run_of(record).start    # it can be made again from nothing
+    assert record["train_cpu_seconds"] + sum(score["seconds"] for score in record["scores"]) < 120
 
 
 def test_numbers_of_the_readme_are_those_of_the_records():
+    assert readme.written(README) == README, "run python book/_tools/readme.py"
     said = " ".join(README[README.index("## What was measured"):].split())
-
-    def mean(task, variant, value):
-        return f"{interval([value(r) for r in read_records(ROOT / f'results/{task}/cpu') if r['variant'] == variant])[0]:.2f}"
-    mqar = {v: mean("mqar", v, lambda r: r["accuracy"]) for v in ("grm", "none", "attention", "wide")}
-    assert ("gated caching recalls {grm}, no caching {none}, attention {attention}, and an uncached model with one larger head {wide}."
-            .format(**mqar)) in said
-    needles = {v: mean("needles", v, lambda r: r["by_length"]["2048"]) for v in ("ssc", "grm", "none")}
-    assert "sparse caching {ssc}, gated {grm}, none {none}.".format(**needles) in said
     ratio = {r["name"]: r["value"] for r in read_speed(ROOT / "results/speed/cpu")}
     assert f"attention takes {ratio['attention-32']:.1f} times as long as linear GRM at 4,096 tokens" in said
     assert f"SSC (k = 2) {ratio['ssc']:.1f} times as long as no caching" in said
     assert f"`memory-caching` 0.1.0 {ratio['peer-linear-1024']:.0f} times as long" in said
-    deep = {r["variant"]: r["accuracy"] for r in read_records(ROOT / "results/mqar/deep")}
-    assert all(deep[f"{m}-none"] > deep[f"{m}-{way}"] for m in ("dla", "titans") for way in ("grm", "soup", "ssc"))
+
+
+def test_a_record_alone_can_be_made_again(tmp_path, capsys):
+    task = Needles(64, 64, 4)
+    run = Run("ssc", 3, task, model_of("ssc", 64), Training(steps=4, batch=4, learning_rate=0.01), (task,), 16)
+    record = measure(run, tmp_path / "needles/cpu", "a test")
+    path = tmp_path / "needles/cpu/ssc-seed3.json"
+    assert main([str(path)]) == 0 and f"{record['scores'][0]['right']:.3f}" in capsys.readouterr().out
+    save_json(path, {n: a for n, a in record.items() if n != "sha256"} | {"scores": [record["scores"][0] | {"right": 0.99, "routing": None}]})
+    assert main([str(path)]) == 1
+    save_json(path, {n: a for n, a in record.items() if n != "sha256"} | {"variant": ""})
+    for wrong in ([], [str(path)], ["nothing.json"]):
+        assert main(wrong) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_training_of_the_readme_is_a_recorded_one():

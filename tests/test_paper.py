@@ -1,20 +1,16 @@
-"The paper's tables, what the book says about them, and the ledger of claims."
-import ast
+"The paper's tables, and what the book says about them."
 import hashlib
 import re
 import subprocess
 import sys
-from math import inf, isfinite, nan
 from pathlib import Path
 
 import pytest
 
 import mc
 from mc import paper
-from mc.evidence.claims import CLAIMS
-from mc.evidence.ledger import VERDICTS, Claim, Found, cell, change, growth, paired, proved, ratio, verdict
+from mc.evidence.ledger import cell
 from mc.evidence.tables import Cell, Table
-from mc.storage import load_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "mc/paper/tables.csv"
@@ -121,78 +117,6 @@ def test_the_library_becomes_a_plain_script():
         tables.script("var a=1;export{a as jQuery};")
 
 
-# ---- the ledger
-
-@pytest.mark.parametrize("low, high, bound, side, said", [
-    (0.1, 0.3, 0, 1, "holds"), (-0.3, -0.1, 0, 1, "fails"), (-0.1, 0.1, 0, 1, "undecided"), (0.0, 0.1, 0, 1, "undecided"),
-    (-0.1, 0.0, 0, 1, "undecided"), (-0.3, -0.1, 0, -1, "holds"), (0.1, 0.3, 0, -1, "fails"), (-inf, inf, 0, 1, "undecided"),
-    (1.3, 1.5, 1.25, -1, "fails"), (1.1, 1.2, 1.25, -1, "holds"), (1.1, 1.2, 1.0, 1, "holds")])
-def test_the_rule(low, high, bound, side, said):
-    assert verdict(low, high, bound, side) == said
-    assert Found("", (low + high) / 2 if isfinite(low) else 0.0, low, high, 5, bound, side).verdict == said
-
-
-@pytest.mark.parametrize("bad", [(1.0, 0.0), (nan, 1.0), (0.0, nan), (0.0, 1.0, nan), (0.0, 1.0, 0.0, 0)])
-def test_no_verdict_on_what_is_no_interval(bad):
-    with pytest.raises(ValueError, match="no interval from"):
-        verdict(*bad)
-
-
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.name)
-def test_every_row_has_its_record_its_number_and_its_chapter(claim):
-    assert claim.verdict(ROOT) in VERDICTS and claim.says.endswith(".") and claim.where and claim.paper
-    if found := claim.found(ROOT):
-        assert (ROOT / found.record).exists() and found.words and (found.kind == "proof" or isfinite(found.mean))
-        assert (found.verdict in ("holds", "fails")) <= isfinite(found.low)
-
-
-def test_evidence_is_what_the_records_hold():
-    "Recomputed from the files without the ledger's code."
-    runs = lambda name: {r["seed"]: r for f in (ROOT / "results").glob(f"{name}-seed*.json") for r in [load_json(f)]}
-    a, b = runs("mqar/cpu/grm"), runs("mqar/cpu/none")
-    found = paired("mqar/cpu/grm", "mqar/cpu/none")(ROOT)
-    gaps = [a[s]["accuracy"] - b[s]["accuracy"] for s in a]
-    assert found.runs == len(gaps) == 5 and found.mean == pytest.approx(sum(gaps) / 5) and found.low < found.mean < found.high
-    reverse = paired("mqar/cpu/none", "mqar/cpu/grm")(ROOT)
-    assert (reverse.low, reverse.high) == pytest.approx((-found.high, -found.low))
-    forgot = change("needles/cpu/none", "128", "2048", side=-1)(ROOT)
-    needles = runs("needles/cpu/none")
-    assert forgot.mean == pytest.approx(sum(r["by_length"]["2048"] - r["by_length"]["128"] for r in needles.values()) / 3)
-    record = load_json(ROOT / "results/speed/cpu/ssc.json")
-    timed = ratio("speed/cpu/ssc", side=-1, aim=True)(ROOT)
-    assert (timed.mean, timed.low, timed.high, timed.bound) == tuple(record[k] for k in ("value", "low", "high", "target"))
-    alone = paired("mqar/deep/dla-grm", "mqar/deep/dla-none")(ROOT)
-    assert alone.runs == 1 and alone.verdict == "undecided" and "one seed" in alone.words
-    same = growth("dial/cpu/tokens-4096", "dial/cpu/tokens-4096", "attention", "grm 256")(ROOT)
-    assert same.mean == 1 and same.verdict == "undecided"
-
-
-@pytest.mark.parametrize("source", [
-    paired("mqar/cpu/nobody", "mqar/cpu/none"), paired("nowhere/cpu/grm", "mqar/cpu/none"), change("needles/none/grm", "1", "2"),
-    ratio("speed/cpu/nothing"), proved("test_equations.py::test_nothing")])
-def test_missing_evidence_is_an_error(source):
-    with pytest.raises(FileNotFoundError):
-        Claim("lost", "", "", "", source, "").verdict(ROOT)
-
-
-def test_no_number_of_a_row_is_typed():
-    "In the source of the claims numbers are numbers of tables only, and no text that is shown as a number has a digit."
-    tree = ast.parse((ROOT / "mc/evidence/claims.py").read_text())
-    claims = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Claim"]
-    assert len(claims) == len(CLAIMS) > 20
-    for call in claims:
-        name, _, _, number, measured, _ = call.args
-        specs = [n.format_spec for n in ast.walk(number) if isinstance(n, ast.FormattedValue)]
-        shown = [n for n in ast.walk(number) if isinstance(n, ast.JoinedStr) and n not in specs]
-        literal = [number] if isinstance(number, ast.Constant) else [v for j in shown for v in j.values if isinstance(v, ast.Constant)]
-        assert not [v.value for v in literal if re.search(r"\d", v.value)], name.value
-        constants = [n.value for part in (number, measured) for n in ast.walk(part) if isinstance(n, ast.Constant)]
-        typed = [c for c in constants if isinstance(c, int | float) and not isinstance(c, bool)]
-        assert set(typed) <= {1, 2, 3, 4, 5, 6} and not [c for c in constants if isinstance(c, float)], name.value
-        side = [k for n in ast.walk(measured) if isinstance(n, ast.Call) for k in n.keywords]
-        assert {k.arg for k in side} <= {"side", "at", "aim"}
-
-
 # ---- the built pages
 
 def test_the_table_is_sorted_filtered_and_plotted(page, site):
@@ -217,17 +141,4 @@ def test_without_scripts_the_tables_are_whole(context, site):
     page = context.browser.new_context(java_script_enabled=False).new_page()
     page.goto(f"{site}nbs/evidence/paper_tables.html")
     assert page.locator(".mc-table tbody tr").count() == 1010
-    page.goto(f"{site}nbs/start/what_holds.html")
-    assert page.locator(".mc-table tbody tr").count() == len(CLAIMS)
     page.close()
-
-
-def test_the_ledger_of_the_page_is_the_computed_one(page, site):
-    page.goto(f"{site}nbs/start/what_holds.html")
-    page.wait_for_selector(".mc-table[data-ready]")
-    rows = page.locator(".mc-table tbody tr").all_inner_texts()
-    for claim, text in zip(CLAIMS, rows, strict=True):
-        found = claim.found(ROOT)
-        assert claim.says in text and claim.paper in text and claim.verdict(ROOT) in text and (not found or found.words in text)
-    page.set_viewport_size({"width": 380, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 380

@@ -72,6 +72,15 @@
       table.classList.add("mc-stack");
       for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
     }
+    for (const cell of table.querySelectorAll("td.command:not(:empty)")) {    // a click takes the command along
+      const text = cell.textContent, button = make("button", { type: "button", title: "copy: " + text, ariaLabel: "copy " + text }, "copy");
+      const words = text.split(" ").flatMap((w) => [" ", w.startsWith("--") ? make("span", {}, w) : w]).slice(1);
+      cell.replaceChildren(make("code", {}, ...words), button);
+      button.addEventListener("click", async () => {
+        try { await navigator.clipboard.writeText(text); button.textContent = "copied"; } catch { getSelection().selectAllChildren(cell.firstChild); }
+        setTimeout(() => { button.textContent = "copy"; }, 1500);
+      });
+    }
     const rows = [...table.tBodies[0].rows].map((row) => [...row.cells]), texts = rows.map((row) => row.map((c) => c.textContent));
     const orders = rows.map((row) => row.map((c) => (c.dataset.order ? Number(c.dataset.order) : null)));
     for (const i of names.keys()) {    // a column of numbers sorts as such only if every cell has one, or nothing

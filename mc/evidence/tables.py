@@ -11,22 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-# %% ../../nbs/workshop/tables.ipynb #b1b73702
+# %% ../../nbs/workshop/tables.ipynb #40c5690c
 @dataclass(frozen=True)
 class Cell:
-    "What stands in one cell, and the number it is sorted by, its link and its CSS class."
+    "What stands in one cell, and the number it is sorted by, its link, its CSS class, and a `note` in small letters below."
 
     text: str
     sort: float | None = None
     href: str = ""
     kind: str = ""
+    note: str = ""
 
     def html(self) -> str:
         "The cell as HTML; the end tags may be left out."
         number = "" if self.sort is None else f' data-order="{self.sort:g}"'
         kind = f' class="{escape(self.kind)}"' if self.kind else ""
         text = escape(self.text)
-        return f"<td{number}{kind}>" + (f'<a href="{escape(self.href)}">{text}</a>' if self.href else text)
+        below = f" <small>{escape(self.note)}</small>" if self.note else ""
+        return f"<td{number}{kind}>" + (f'<a href="{escape(self.href)}">{text}</a>' if self.href else text) + below
 
 
 @dataclass(frozen=True)

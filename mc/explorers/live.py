@@ -96,7 +96,7 @@ def rewired(model: LanguageModel, **changes) -> LanguageModel:
         raise ValueError(f"changes need other weights than the model has: {changes}") from None
     return other.eval()
 
-# %% ../../nbs/workshop/explorer_live.ipynb #1abddd5e
+# %% ../../nbs/workshop/explorer_live.ipynb #52cf83ab
 READINGS = ("none", "residual", "grm", "soup", "ssc")
 CONNECTORS = ("context", "shared", "uniform")  # what the page can compute
 TASKS = {"mqar": "MQAR", "needles": "needles", "text": "text"}
@@ -106,7 +106,7 @@ SEED = 2026
 def shipped(folder: str | Path, text: bool = False) -> dict[str, Path]:
     "The trained models in `folder`, by benchmark, profile and variant: of tasks, or of `text`."
     found = sorted(Path(folder).glob("*/*/models/*.safetensors"))
-    found = [p for p in found if (p.parts[-4] == "text") == text]
+    found = [p for p in found if p.parts[-4] in TASKS and (p.parts[-4] == "text") == text]
     return {f"{p.parts[-4]}/{p.parts[-3]}/{p.stem}": p for p in found}
 
 

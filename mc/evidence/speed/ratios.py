@@ -90,7 +90,7 @@ def apart(name: str, seconds: dict[str, float]) -> str:
     shares = [f"{spent / sum(parts.values()):.0%} {part}" for part, spent in parts.items()]
     return f"{name} spends {', '.join(shares)}."
 
-# %% ../../../nbs/workshop/ratios.ipynb #f186e0b3
+# %% ../../../nbs/workshop/ratios.ipynb #3004beba
 def digits(value: float | None) -> float | None:
     "Four digits of `value`."
     return None if value is None else float(f"{value:.4g}")
@@ -149,12 +149,14 @@ class Comparison:
             name: [digits(s / self.per) for s in some] for name, some in rounds.items()
         }
         seconds = {name: digits(median(some)) for name, some in rounds.items()}
+        held = {name: call.bytes for name, call in calls.items() if hasattr(call, "bytes")}
         return {
             "value": value,
             "low": low,
             "high": high,
             "cpu_seconds": seconds,
             "rounds": rounds,
+            **({"bytes": held} if held else {}),
         }
 
     def reason(self, found: dict) -> str | None:
