@@ -55,6 +55,9 @@ book/runs/%/.smoke: nbs/bench/%.ipynb nbs/bench/%.yaml $(shell find mc results -
 	mc bench $* --profile smoke --out book/runs
 	touch $@
 
+# goes on from the weights of the other
+book/runs/length_of_training/.smoke: book/runs/extrapolation/.smoke
+
 # Each step may change what the next one depends on, so each gets a fresh make.
 book: sync
 	$(MAKE) smoke
