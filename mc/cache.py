@@ -33,7 +33,7 @@ from .segments.fenwick import growing
 from .storage import check_fit, save_tensors
 from .torch_tools import stored
 
-# %% ../nbs/workshop/cache.ipynb #6a344f70
+# %% ../nbs/workshop/cache.ipynb #24e88c51
 PARTS = ("states", "pools", "online", "key_sum", "pending", "inputs", "edges")
 
 
@@ -97,6 +97,8 @@ class SegmentCache:
         online = memory.start(k, v)
         check_state(memory, online, k.shape[:2])
         few = lambda leaf: leaf.new_zeros(leaf.shape[0], 0, *leaf.shape[1:])
+        if (blocks := about.get("pool_blocks", 1)) > 1:
+            k = k.repeat(1, 1, blocks)  # so wide are sums and pools
         none, pools = map_state(online, few), few(k)
         states = {name: none[name] for name in memory.params or none}
         return cls(states, pools, (), online, torch.zeros_like(k), 0, none, about)

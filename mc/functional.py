@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMPLEMENTATIONS', 'plan', 'one_pass', 'passed', 'guarded', 'about_of', 'memory_caching', 'parts_of', 'rewind']
 
-# %% ../nbs/workshop/function.ipynb #cf094f5c
+# %% ../nbs/workshop/function.ipynb #fe486f75
 from dataclasses import replace
 from functools import partial
 from typing import Callable
@@ -37,7 +37,7 @@ from .segments.packing import check_cut, check_going_on, packing
 from .forms.parallel import parallel
 from .forms.ragged import ragged
 from .forms.ragged_step import by_groups, ragged_step
-from .options import Rules, check_rules, known_options, with_options
+from .options import Rules, check_blocks, check_rules, known_options, with_options
 from .segments.lengths import Segments
 from .forms.sequential import Pass, Tokens, sequential
 from .forms.streaming import step
@@ -85,7 +85,7 @@ def plan(
         )
     return cut, [True] * len(cut)
 
-# %% ../nbs/workshop/function.ipynb #eeed6656
+# %% ../nbs/workshop/function.ipynb #c94be1f7
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -121,6 +121,7 @@ def one_pass(
     q, k, v, u = (a.to(work) for a in (q, k, v, u))
     constant = isinstance(segments, int) and rules.segmentation != "logarithmic"
     rules = replace(rules, size=segments if constant else None)
+    check_blocks(rules, rules.size)
     about = about_of(memory, rules)
     known = torch.amp.is_autocast_available(q.device.type)  # not on the meta device
     with torch.autocast(q.device.type if known else "cpu", enabled=False):
@@ -276,7 +277,7 @@ def parts_of(memory, k: Tensor, v: Tensor, cache: SegmentCache | None) -> dict:
         return parts
     return parts | {f"cache.{n}": a for n, a in cache._tensors().items()}
 
-# %% ../nbs/workshop/function.ipynb #7fe5d943
+# %% ../nbs/workshop/function.ipynb #849255b9
 def rewind(cache: SegmentCache, segments: int, memory) -> SegmentCache:
     """The cache as it was when its first `segments` segments were finished, to go on from
     there. `memory` is what wrote it.
@@ -300,7 +301,8 @@ def rewind(cache: SegmentCache, segments: int, memory) -> SegmentCache:
             "parts"
         )
     if cache.about["init"] == "independent" or not segments:
-        online = memory.start(cache.key_sum, memory.read(cache.online, cache.key_sum))
+        k = cache.key_sum[..., : cache.key_sum.shape[-1] // cache.about.get("pool_blocks", 1)]
+        online = memory.start(k, memory.read(cache.online, k))
     else:
         online = map_state(cache.states, lambda leaf: leaf[:, segments - 1])
         online = memory.anchor(online)

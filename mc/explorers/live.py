@@ -96,7 +96,7 @@ def rewired(model: LanguageModel, **changes) -> LanguageModel:
         raise ValueError(f"changes need other weights than the model has: {changes}") from None
     return other.eval()
 
-# %% ../../nbs/workshop/explorer_live.ipynb #b3163430
+# %% ../../nbs/workshop/explorer_live.ipynb #1abddd5e
 READINGS = ("none", "residual", "grm", "soup", "ssc")
 CONNECTORS = ("context", "shared", "uniform")  # what the page can compute
 TASKS = {"mqar": "MQAR", "needles": "needles", "text": "text"}
@@ -120,7 +120,7 @@ def entry(name: str, model: LanguageModel) -> dict | None:
     rules = {"aggregation": "attention"}
     if isinstance(mixer, MCConfig):
         plain = MCConfig(mixer.d_model, mixer.num_heads)
-        same = ("backend", "segmentation", "pool", "softmax")
+        same = ("backend", "segmentation", "pool", "pool_blocks", "softmax")
         if any(getattr(mixer, option) != getattr(plain, option) for option in same):
             return None
         if mixer.gate not in CONNECTORS or mixer.aggregation not in READINGS:

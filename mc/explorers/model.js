@@ -3,7 +3,7 @@
 
 // Of MCConfig.
 const DEFAULTS = { backend: "linear", aggregation: "grm", segmentation: "constant", segment_size: 64, init: "independent", gate: "context",
-  top_k: 4, pool: "mean", gate_scale: 1, softmax: "chosen", conv_size: 2 };
+  top_k: 4, pool: "mean", pool_blocks: 1, gate_scale: 1, softmax: "chosen", conv_size: 2 };
 
 // The numbers of 16 bits (binary16) in `bytes`, which 32 bits hold exactly.
 function halves(bytes) {
@@ -35,7 +35,7 @@ function readModel(bytes, name = "the file") {
   }
   const { mixer, ...config } = about, attends = mixer.kind === "AttentionConfig";
   const rules = attends ? { ...mixer, aggregation: "attention", segment_size: 16 } : { ...DEFAULTS, ...mixer };
-  const known = attends || (rules.backend === "linear" && rules.segmentation === "constant" && rules.pool === "mean" && rules.softmax === "chosen" && rules.gate !== "position");
+  const known = attends || (rules.backend === "linear" && rules.segmentation === "constant" && rules.pool === "mean" && rules.pool_blocks === 1 && rules.softmax === "chosen" && rules.gate !== "position");
   if (!known) throw new Error(`${name} is a model that the page cannot run: only linear memories in segments of one length.`);
   return { config, rules, weights, connected: "blocks.0.mixer.connector.weight" in weights };
 }

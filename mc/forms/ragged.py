@@ -6,7 +6,7 @@
 __all__ = ['Stretch', 'cut_rows', 'ragged', 'side_by_side', 'in_turn', 'own_pools', 'close_rows', 'with_memories', 'hide',
            'read_rows']
 
-# %% ../../nbs/workshop/ragged_form.ipynb #bf616975
+# %% ../../nbs/workshop/ragged_form.ipynb #5933646d
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..cache import SegmentCache, map_state
 from ..cache_rows import put, settled
 from .online import chunk_of
-from .parallel import ROWS, Written, read_all, swap
+from .parallel import ROWS, Written, compared, read_all, swap
 from .sequential import Pass, Tokens
 from mc.forms.stretches import (
     Places,
@@ -29,7 +29,7 @@ from mc.forms.stretches import (
 )
 from ..memory.linear import State
 from ..options import Rules
-from ..read.pools import pool
+from ..read.pools import in_blocks, pool
 from ..read.router import Route, gate
 from ..segments.lengths import Segments
 
@@ -158,21 +158,24 @@ def in_turn(
     join = lambda name: torch.cat([part[name] for part in parts])
     return reads, {name: join(name) for name in online} if parts else None, online
 
-# %% ../../nbs/workshop/ragged_form.ipynb #fd8693f2
+# %% ../../nbs/workshop/ragged_form.ipynb #fb7a43b5
 def own_pools(
     keys: Tensor, cut: list, rules: Rules, cache: SegmentCache
 ) -> tuple[Tensor, Tensor]:
     """For each token of the stretches `cut`, with `keys` (I, H, W, D): the sum of its
     segment's keys so far, and the pool that they make (both (I, H, W, D)).
     """
+    before = torch.tensor([one.begun for one in cut])[:, None]
+    place, blocks = before + torch.arange(keys.shape[2]), (rules.pool_blocks, rules.size)
+    if rules.pool_blocks > 1:
+        keys = in_blocks(keys, place[:, None].to(keys.device), *blocks)
     sums, begun = keys.cumsum(2), [one.row for one in cut if one.place == 0]
     held = cache.key_sum[torch.tensor(begun, device=keys.device)][:, :, None]
     sums = torch.cat([sums[: len(begun)] + held, sums[len(begun) :]])
-    before = torch.tensor([one.begun for one in cut])[:, None]
-    count = (before + torch.arange(1, keys.shape[2] + 1))[:, None, :, None].to(keys)
+    count = (place + 1)[:, None, :, None].to(keys)
     done = cache.counts
     index = torch.tensor([done[one.row] + one.place for one in cut])[:, None, None]
-    return sums, pool(sums, count, index.to(keys), rules.pool)
+    return sums, pool(sums, count, index.to(keys), rules.pool, *blocks)
 
 # %% ../../nbs/workshop/ragged_form.ipynb #090c6e84
 def close_rows(
@@ -222,7 +225,7 @@ def with_memories(
     states = {name: lay(leaf, closed[name]) for name, leaf in cache.states.items()}
     return replace(after, states=states, pools=lay(cache.pools, pools))
 
-# %% ../../nbs/workshop/ragged_form.ipynb #dde985fd
+# %% ../../nbs/workshop/ragged_form.ipynb #eb2ee203
 def hide(r: Tensor, seen: Tensor, rules: Rules) -> Route:
     """The route that scores `r` (B, H, ..., N+1) give, of tokens that see the first
     `seen` (B, ...) memories of their row and the online one.
@@ -250,8 +253,7 @@ def read_rows(
     count = int(most.max())
     pools = swap(after.pools[:, :count])
     if rules.way.gated:
-        own_score = (tokens.u * own).sum(-1, keepdim=True)
-        r = torch.cat([tokens.u @ pools.transpose(-1, -2), own_score], -1) * rules.gate_scale
+        r = compared(tokens.u, pools, own) * rules.gate_scale
     else:
         r = tokens.u.new_zeros(*tokens.u.shape[:3], count + 1)
     segments = Segments.constant(length, ROWS)

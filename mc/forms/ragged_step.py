@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ragged_step', 'by_groups']
 
-# %% ../../nbs/workshop/ragged_step.ipynb #95ace4c0
+# %% ../../nbs/workshop/ragged_step.ipynb #c09cf481
 from dataclasses import replace
 from typing import Callable
 
@@ -21,9 +21,9 @@ from .stretches import put_back, some_of
 from ..memory.linear import State
 from ..options import Rules
 from ..read.gated import scores
-from ..read.pools import pool
+from ..read.pools import in_blocks, pool
 
-# %% ../../nbs/workshop/ragged_step.ipynb #c291e1b5
+# %% ../../nbs/workshop/ragged_step.ipynb #c2c8a913
 def ragged_step(
     tokens: Tokens, memory, rules: Rules, counts: list[int], cache: SegmentCache
 ) -> Pass:
@@ -57,9 +57,13 @@ def ragged_step(
     if memory.chunked and any(begins):
         online = where(begins, memory.anchor(online), online)
     online = where(active, memory.write(online, k, v, **rates), online)
-    key_sum = where(active, {"k": cache.key_sum + k}, {"k": cache.key_sum})["k"]
+    blocks, placed = (rules.pool_blocks, rules.size), k
+    if rules.pool_blocks > 1:
+        place = torch.tensor([max(n - 1, 0) for n in running], device=k.device)
+        placed = in_blocks(k, place[:, None], *blocks)
+    key_sum = where(active, {"k": cache.key_sum + placed}, {"k": cache.key_sum})["k"]
     count = torch.tensor([max(n, 1) for n in running])[:, None, None].to(k)
-    own = pool(key_sum, count, held[:, None].to(k), rules.pool)
+    own = pool(key_sum, count, held[:, None].to(k), rules.pool, *blocks)
     r = u.new_zeros(*u.shape[:2], cache.pools.shape[1] + 1)
     if rules.way.gated:
         parts = cache.pools, own[:, None]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GATES', 'check_mixer', 'Heads', 'MCConfig', 'MemoryCachingLayer', 'back']
 
-# %% ../../nbs/workshop/layer.ipynb #167f4723
+# %% ../../nbs/workshop/layer.ipynb #3e79b051
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,11 +30,11 @@ from mc.checks.values import (
 from ..functional import about_of, one_pass, rewind
 from ..segments.packing import Packing, check_cut, check_going_on, packing
 from .parts import WIDEST, CausalConv, RMSNorm, unit
-from ..options import OPTIONS, Options, Rules, check_rules, with_options
+from ..options import OPTIONS, Options, Rules, check_blocks, check_rules, with_options
 from ..forms.sequential import Pass
 from ..trace import Trace
 
-# %% ../../nbs/workshop/layer.ipynb #e0607c2b
+# %% ../../nbs/workshop/layer.ipynb #33c6fa19
 GATES = ("context", "shared", "position", "uniform")
 
 
@@ -98,6 +98,7 @@ class MCConfig(Options, Heads):
             normalised_step=check_flag("normalised_step", self.normalised_step),
             **check_rules(vars(self)),
         )
+        check_blocks(self.rules, self.segment_size)
 
     @property
     def rules(self) -> Rules:

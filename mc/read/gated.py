@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ..memory.linear import State
 
-# %% ../../nbs/see/gates.ipynb #27c7d251
+# %% ../../nbs/see/gates.ipynb #807e45d0
 def scores(u: Tensor, pools: Tensor, gate_scale: float = 1.0) -> Tensor:
     """Router scores of one token, Eq. 10: `u` (B, H, D) against `pools` (B, N+1, H, D),
-    giving (B, H, N+1).
+    giving (B, H, N+1); of several pools side by side (B, N+1, H, blocks · D) the best counts.
     """
-    return gate_scale * torch.einsum("bhd,bnhd->bhn", u, pools)
+    if pools.shape[-1] == u.shape[-1]:
+        return gate_scale * torch.einsum("bhd,bnhd->bhn", u, pools)
+    blocks = pools.unflatten(-1, (-1, u.shape[-1]))
+    return gate_scale * torch.einsum("bhd,bnhpd->bhnp", u, blocks).amax(-1)
 
 
 def gated(
