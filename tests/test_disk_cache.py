@@ -138,18 +138,23 @@ def test_a_third_partys_memory_streams(tmp_path):
 
 
 STREAM = """
-import sys, torch, mc
+import os, sys, torch, mc
 from tests.test_disk_cache import layer_of, tokens
 from mc.disk_cache import DiskCache
-with torch.no_grad():
-    layer = layer_of(sys.argv[2])
-    cache = DiskCache.create(sys.argv[1], layer, shard_bytes=2000)
-    print("ready", flush=True)
-    x, a = tokens(100_000), 0
-    while True:
-        cache = layer.forward_with_cache(x[:, a : a + 5 + a % 7], cache)[1]
-        a = cache.position
-        print(len(cache), flush=True)
+for folder in sys.stdin:    # imported once; each folder has a process of its own, to be killed
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        print("killed", flush=True)
+        continue
+    with torch.no_grad():
+        layer = layer_of(sys.argv[1])
+        cache = DiskCache.create(folder[:-1], layer, shard_bytes=2000)
+        print(os.getpid(), flush=True)
+        x, a = tokens(100_000), 0
+        while True:
+            cache = layer.forward_with_cache(x[:, a : a + 5 + a % 7], cache)[1]
+            a = cache.position
+            print(len(cache), flush=True)
 """
 
 
@@ -158,20 +163,21 @@ with torch.no_grad():
 def test_a_kill_at_any_moment_loses_the_running_segment_only(tmp_path, backend):
     "SIGKILL at random moments; what the child had been told to be finished is there, and goes on exactly."
     layer, random_ = layer_of(backend), random.Random(backend)
-    for trial in range(3):
-        folder = tmp_path / str(trial)
-        child = subprocess.Popen([sys.executable, "-c", STREAM, folder, backend], stdout=subprocess.PIPE, text=True)
-        assert child.stdout.readline() == "ready\n"
-        time.sleep(random_.uniform(0.01, 0.4))
-        child.send_signal(signal.SIGKILL)
-        told = [int(line) for line in child.communicate()[0].splitlines()[:-1] or ["0"]]
-        cache = DiskCache.open(folder)
-        assert len(cache) >= told[-1] and cache.running == 0
-        n = len(cache) * 4
-        x = tokens(100_000)[:, : n + 9]
-        _, plain = layer.forward_with_cache(x[:, :n]) if n else (None, None)
-        expected = layer.forward_with_cache(x[:, n:], plain)[0]
-        assert torch.allclose(layer.forward_with_cache(x[:, n:], cache)[0], expected, atol=1e-9)
+    with subprocess.Popen([sys.executable, "-c", STREAM, backend], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        for trial in range(3):
+            folder = tmp_path / str(trial)
+            print(folder, file=program.stdin, flush=True)
+            pid = int(program.stdout.readline())
+            time.sleep(random_.uniform(0.01, 0.4))
+            os.kill(pid, signal.SIGKILL)
+            told = [0, *map(int, iter(program.stdout.readline, "killed\n"))]
+            cache = DiskCache.open(folder)
+            assert len(cache) >= told[-1] and cache.running == 0
+            n = len(cache) * 4
+            x = tokens(100_000)[:, : n + 9]
+            _, plain = layer.forward_with_cache(x[:, :n]) if n else (None, None)
+            expected = layer.forward_with_cache(x[:, n:], plain)[0]
+            assert torch.allclose(layer.forward_with_cache(x[:, n:], cache)[0], expected, atol=1e-9)
 
 
 def test_a_row_that_was_written_halfway_does_not_count(tmp_path):

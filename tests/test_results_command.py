@@ -178,6 +178,9 @@ def test_seeds_are_those_of_the_profile(folder):
     code, out, _ = mc("results", "verify", folder, "--book", book)
     assert code == 0 and "0 faults, 2 not complete" in out
     assert mc("results", "verify", folder, "--book", book, "--complete")[0] == 1
+    (book / "bench/other.yaml").write_text("cpu: {seeds: [0]}\n")                        # nothing of it is recorded
+    assert "other/cpu/*: has seeds none; expected 0, as other.yaml names them" in map(str, verify(folder, book).incomplete)
+    (book / "bench/other.yaml").unlink()
     (book / "bench/needle.yaml").write_text("cpu: {seeds: [0], variants: [ssc]}\n")
     assert [f.what for f in verify(folder, book).incomplete] == ["has seeds 0, 1"]      # one too many
     (book / "bench/needle.yaml").write_text("cpu: {seeds: [0, 1], variants: [ssc]}\n")

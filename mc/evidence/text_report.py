@@ -6,11 +6,12 @@
 __all__ = ['SMALLEST', 'tested', 'fewer', 'tokens_of', 'along', 'ends', 'framed', 'gate_figure', 'place_figure', 'kind_figure',
            'every_seed', 'search_table', 'kinds_table']
 
-# %% ../../nbs/workshop/text_report.ipynb #6e37312d
+# %% ../../nbs/workshop/text_report.ipynb #f06d5e6c
 import math
 
 from .. import figures
-from .report import Estimate, bars, by_variant, differences
+from .report import Estimate, by_variant, differences
+from .score_figures import bars
 from .text_runs import GATE, PAIR, bits
 
 # %% ../../nbs/workshop/text_report.ipynb #de41d00e

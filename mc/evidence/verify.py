@@ -236,7 +236,7 @@ def check_twice(records: list[Found]):
         if (other := first.setdefault(key, found.path)) != found.path:
             yield Fault(str(found.path), f"is the same run as {other}", "one record of a run")
 
-# %% ../../nbs/workshop/verify_results.ipynb #9ac95a5a
+# %% ../../nbs/workshop/verify_results.ipynb #4e41a124
 def check_seeds(book: Path, records: list[Found]):
     "Yield what lacks of the seeds that the profiles in `book`/bench name."
     from mc.evidence.profiles import profiles
@@ -250,7 +250,7 @@ def check_seeds(book: Path, records: list[Found]):
             if "seeds" not in given or not (have or profile == "cpu"):
                 continue
             wanted = set(given["seeds"])
-            for variant in sorted({*have, *given.get("variants", ())}):
+            for variant in sorted({*have, *given.get("variants", ())}) or ["*"]:
                 seeds = have.get(variant, set())
                 if seeds != wanted:
                     where = f"{path.stem}/{profile}/{variant}"

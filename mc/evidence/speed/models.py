@@ -88,7 +88,7 @@ def cost(phase: str, tokens: int, variants: list[str], sizes: Sizes, repeats: in
     title, per = f"{pair[0]} / {pair[1]}, {phase}", steps if phase == "decode" else tokens
     return Comparison(f"{phase}-{tokens}", title, f"T = {tokens:,}", items, pair, repeats=repeats, per=per)
 
-# %% ../../../nbs/workshop/cost_models.ipynb #3f13cb00
+# %% ../../../nbs/workshop/cost_models.ipynb #51640f32
 def phase_of(record: dict) -> tuple[str, int]:
     "The phase of a record, and the tokens of its texts."
     phase, tokens = record["name"].rsplit("-", 1)
@@ -136,7 +136,7 @@ def cost_figure(records: list[dict], variants: list[str], title: str):
                 y=y,
                 name=name,
                 mode="lines+markers",
-                marker=dict(size=5),
+                marker=dict(size=7, symbol="x" if variant.startswith("titans") else "circle"),
                 line=look | dict(width=2.5),
                 visible=quantity == there[0],
                 hovertemplate=f"{name}<br>%{{x:,}} tokens: %{{y:,}} {unit}<extra></extra>",
@@ -154,5 +154,5 @@ def cost_figure(records: list[dict], variants: list[str], title: str):
     lengths = sorted({phase_of(r)[1] for r in records})
     fig.update_layout(title=title, xaxis_title="tokens in the text", height=520, margin_t=110, updatemenus=[menu])
     fig.update_xaxes(type="log", tickvals=lengths, ticktext=[f"{n // 1024}K" if n >= 1024 else str(n) for n in lengths])
-    fig.update_yaxes(type="log", title=QUANTITIES[there[0]][1], exponentformat="SI", dtick=1)
+    fig.update_yaxes(type="log", title=QUANTITIES[there[0]][1], exponentformat="SI", dtick="D2")
     return figures.describe(fig, f"{there[0]}, {QUANTITIES[there[0]][1]} at the longest text: {'; '.join(said)}.")
