@@ -1,4 +1,5 @@
 """Sweeps: what is skipped, what waits, what fails, what is left behind; and the options of mc bench that set them."""
+import gc
 import json
 import os
 import signal
@@ -112,10 +113,13 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path):
 
 
 def test_no_scheduler_is_a_sentence(tmp_path, monkeypatch):
+    from distributed import Client
+
     monkeypatch.setattr(sweeps, "PATIENCE", 0.5)
     for address in ("tcp://127.0.0.1:9", "nowhere", "udp://x:1"):
         with pytest.raises(ValueError, match="^scheduler must be the address of a running Dask scheduler; got "):
             sweep([RUN], tmp_path, scheduler=address)
+        assert not [one for one in gc.get_objects() if type(one) is Client]         # its end, during the start of another, is a deadlock
     assert not list(tmp_path.rglob("*.json"))
 
 
