@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 HEADS = {}    # "GRM": the variants whose names begin so; any of their looks will do for a curve called "GRM" or "GRM, 4 heads"
 for key, label in figures.NAMES.items():
-    if "-" not in key:
+    if "-" not in key and key != "swla":    # SWLA is a memory, and read in many ways
         HEADS.setdefault(label.split(",")[0], []).append(key)
 HEADS |= {short: HEADS[long] for short, long in {"attention": "softmax attention", "uncached": "no caching"}.items()}
 
@@ -24,7 +24,7 @@ def variants(label):
     if not isinstance(label, str):
         return []
     exact = [key for key, name in figures.NAMES.items() if name == label]
-    return exact or HEADS.get(re.split(r"[,:(]", label)[0].strip(), [])
+    return exact + HEADS.get(re.split(r"[,:(]", label)[0].strip(), [])
 
 
 def looks(trace):

@@ -121,11 +121,11 @@ def check_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
-# %% ../../nbs/workshop/command_line.ipynb #63fcac34
+# %% ../../nbs/workshop/command_line.ipynb #a5ebff6c
 COMMANDS = {
     "bench": ("mc.commands.bench:bench", "Run the benchmark NAME and keep its records."),
     "results verify": ("mc.commands.results:verify", "Check every record in FOLDER, and every number in the book."),
-    "results report": ("mc.commands.results:report", "Show all runs recorded in FOLDER."),
+    "results report": ("mc.commands.results:report", "Show all runs recorded in FOLDER, in a table for each experiment."),
     "tokenizer train": ("mc.commands.text:train_tokenizer", "Learn a byte-pair tokenizer from texts."),
     "data prepare": ("mc.commands.text:prepare_data", "Split documents and write their tokens to a folder."),
     "train": ("mc.commands.train:train", "Train a model on CORPUS in the folder RUN."),

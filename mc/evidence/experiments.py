@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SEARCH_SEED', 'SEARCH_TEST_SEED', 'Experiment', 'best_rate']
 
-# %% ../../nbs/workshop/experiments.ipynb #16b0818a
+# %% ../../nbs/workshop/experiments.ipynb #36ec5ea0
 from dataclasses import dataclass, replace
 
-from .runs import TEST_SEED, Run
-from .schema import Training
+from ..checks.values import check_kind, settle
+from .runs import TASKS, TEST_SEED, Run, check_tasks
+from .schema import Count, Rate, Sample, Training, argument, several
 from .variants import Sizes, model_of
 
-# %% ../../nbs/workshop/experiments.ipynb #efb99f7e
+# %% ../../nbs/workshop/experiments.ipynb #5d7637c6
 SEARCH_SEED = 1000
 SEARCH_TEST_SEED = TEST_SEED + 2
 
@@ -21,6 +22,7 @@ SEARCH_TEST_SEED = TEST_SEED + 2
 class Experiment:
     """What all runs of an experiment share: `task` and `tests`, `sizes` of the models, `steps` of `batch` sequences. `rates` are tried for
     `search_steps` each, and tested on at most `search_tokens` tokens of each test that is at most `search_length` long.
+    Raises `ValueError` that names what cannot be.
     """
 
     task: object
@@ -35,6 +37,14 @@ class Experiment:
     test_tokens: int = 2**18
     search_length: int = 2048
     search_tokens: int = 2**16
+
+    def __post_init__(self):
+        check_kind("sizes", self.sizes, Sizes)
+        check_kind("task", self.task, *TASKS.values())
+        settle(self, tests=check_tasks(self.task, self.tests, self.task.vocab_size))
+        words = dict.fromkeys(("steps", "batch", "search_steps", "test_tokens", "search_length", "search_tokens"), Count)
+        words |= {"sequences": Sample, "rates": several(Rate, "a list of one or more different finite numbers above 0")}
+        settle(self, **{name: argument(kind, getattr(self, name), name) for name, kind in words.items()})
 
     def run(self, variant: str, seed: int, rate: float, start: str | None = None, of: str | None = None, **changes) -> Run:
         """The run of a `variant` at a learning `rate`, from new weights or those of the run `start`. `of`: the row of the table
@@ -52,6 +62,8 @@ class Experiment:
     def search(self, variant: str, of: str | None = None, start: str | None = None, **changes) -> list[Run]:
         "The trials of a `variant`, one for each rate."
         tests = tuple(task for task in self.tests if task.length <= self.search_length)
+        if not tests:
+            raise ValueError(f"search_length must not be shorter than every test; got {self.search_length}")
         short = replace(self, steps=self.search_steps, tests=tests, test_tokens=self.search_tokens)
         runs = [short.run(f"{variant}-rate{rate:g}", SEARCH_SEED, rate, start, of or variant, **changes) for rate in self.rates]
         return [replace(run, test_seed=SEARCH_TEST_SEED) for run in runs]
