@@ -88,6 +88,7 @@ def use():
 def be_kernel(arguments, folder, env):
     "In the forked process: what `python -m ipykernel_launcher` does."
     import numpy as np
+    import pandas as pd
     from ipykernel.kernelapp import launch_new_instance
 
     os.setsid()
@@ -98,6 +99,7 @@ def be_kernel(arguments, folder, env):
     sys.argv = ["ipykernel_launcher", *arguments]
     random.seed()
     np.random.seed()
+    pd.set_option("display.max_columns", 20)    # what pandas takes where it is first imported in a kernel
     launch_new_instance()
 
 
