@@ -24,19 +24,21 @@ from ..nn.model import LanguageModel
 from ..read.router import gate
 from ..tasks.mqar import Batch
 
-# %% ../../nbs/workshop/readings.ipynb #22948a12
+# %% ../../nbs/workshop/readings.ipynb #e1cad3db
 ROUTERS = ("learned", "oracle", "random", "fading", "signed")
 
 
-def rerouted(router: str, r: Tensor, truth: Tensor, asked: Tensor, sign: Tensor) -> Tensor:
+def rerouted(
+    router: str, r: Tensor, truth: Tensor, asked: Tensor, sign: Tensor, generator: torch.Generator
+) -> Tensor:
     """The scores `r` (B, H, T, M+1), -inf for what is not seen, as `router` has them.
 
     `asked` (B, Q): places of the questions; `truth` (B, 1 or H, Q, M+1): whether a memory holds the
-    answer; `sign` (H,).
+    answer; `sign` (H,); `generator`: what the random router draws from.
     """
     seen = r > float("-inf")
     if router == "random":
-        made = 1e-3 * torch.rand(r.shape, generator=torch.Generator().manual_seed(r.shape[2]))
+        made = 1e-3 * torch.rand(r.shape, generator=generator)
     elif router == "fading":
         made = -0.6931472 * seen.flip(-1).cumsum(-1).flip(-1)
     elif router == "signed":
@@ -48,7 +50,7 @@ def rerouted(router: str, r: Tensor, truth: Tensor, asked: Tensor, sign: Tensor)
         made = r
     return made.to(r).masked_fill(~seen, float("-inf"))
 
-# %% ../../nbs/workshop/readings.ipynb #80110333
+# %% ../../nbs/workshop/readings.ipynb #f2db9d90
 class Note(NamedTuple):
     """Of Q questions to one layer: `hit`, whether the memory with the answer is among the best,
     `shares`, its gate over an even share, and `lead`, its score minus the mean score of the others (B, H, Q);
@@ -67,9 +69,10 @@ class Reader(nn.Module):
     and `bounds` are those of the M cached memories: first token and one past the last.
     """
 
-    def __init__(self, layer: MemoryCachingLayer, router: str = "learned"):
+    def __init__(self, layer: MemoryCachingLayer, router: str = "learned", seed: int = 0):
         super().__init__()
         self.layer, self.router = layer, check_choice("router", router, ROUTERS)
+        self.generator = torch.Generator().manual_seed(seed)
         self.sign = torch.ones(layer.config.num_heads)
         self.batch: Batch | None = None
         self.note: Note | None = None
@@ -91,7 +94,8 @@ class Reader(nn.Module):
         truth = holding(route.scores, written.bounds, asked, self.batch.source)
         visible = route.scores > float("-inf")
         if self.router != "learned":
-            route = gate(rerouted(self.router, route.scores, truth, asked, self.sign), rules)
+            scores = rerouted(self.router, route.scores, truth, asked, self.sign, self.generator)
+            route = gate(scores, rules)
         self.note = noted(route, truth, asked, rules.top_k, visible)
         y = read_all(memory, written, tokens.q, route, rules, segments)
         after = close_all(tokens, memory, written, rules, segments, closes, cache)
@@ -125,15 +129,15 @@ def noted(route, truth: Tensor, asked: Tensor, top_k: int, visible: Tensor) -> N
     shares = (gates * truth).sum(-1) * seen.sum(-1)
     return Note((better < top_k) | online, shares, score - others, gates, visible.gather(2, where))
 
-# %% ../../nbs/workshop/readings.ipynb #dbee9b83
+# %% ../../nbs/workshop/readings.ipynb #76aed259
 def reader_of(model: LanguageModel, router: str = "learned") -> LanguageModel:
     "`model` with a `Reader` in the place of each Memory Caching layer whose scores decide; it shares the weights."
     check_kind("model", model, LanguageModel)
     other = deepcopy(model)
-    for block in other.blocks:
+    for n, block in enumerate(other.blocks):
         config = getattr(block.mixer, "config", None)
         if isinstance(config, MCConfig) and config.way.gated:
-            block.mixer = Reader(block.mixer, router)
+            block.mixer = Reader(block.mixer, router, n)
     return other.eval()
 
 
