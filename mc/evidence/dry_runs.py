@@ -58,7 +58,7 @@ def declared(notebook, given: dict, source: str) -> tuple[list, list]:
             what = f"{error} is not defined" if isinstance(error, KeyError) else f"{type(error).__name__}: {one_line(error)}"
             raise Refused(f"{source}, profile {given.get('profile')}: its cell of runs: {what}") from None
 
-# %% ../../nbs/workshop/dry_runs.ipynb #9cc32372
+# %% ../../nbs/workshop/dry_runs.ipynb #84b32f61
 def tokens_of(run) -> tuple[int, int]:
     "Tokens that `run` is trained on, and tokens of its tests."
     trained = run.training.steps * run.training.batch * run.task.length if run.training else 0
@@ -94,7 +94,8 @@ def dry_table(trials: list, runs: list, progress=lambda names: names) -> str:
         raise Refused("the profile has no runs")
     rows, seen = {}, {}
     for run in progress([*trials, *runs]):
-        key = (run.model, run.task, run.tests, run.training and run.training.model_copy(update={"learning_rate": 1.0}))
+        longest = max(task.length for task in run.tests or run.task.tests)
+        key = (run.model, run.task.length, longest, run.training and run.training.batch)
         if key not in seen:
             try:
                 seen[key] = dry(run)

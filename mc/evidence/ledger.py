@@ -184,7 +184,7 @@ def change(name: str, first: dict, last: dict, side: int = 1) -> Source:
     words = f"{label(name.split('/')[1])} {{:.2f}} at {at(**last)}, {{:.2f}} at {at(**first)}"
     return lambda root: _gap(root, (name, name), (last, first), words, side)
 
-# %% ../../nbs/workshop/ledger.ipynb #33c3de7e
+# %% ../../nbs/workshop/ledger.ipynb #87429e1e
 def all_of(*sources: Source) -> Source:
     """Holds if each of `sources` holds, fails if one fails, otherwise undecided. It shows the one that is furthest from
     holding. Raises `Missing` if one of them is.
@@ -197,7 +197,7 @@ def all_of(*sources: Source) -> Source:
         records = tuple(sorted({r for part in parts for r in part.records}))
         commands = "; ".join(dict.fromkeys(part.command for part in parts))
         rest = dict(runs=least.runs, records=records, command=commands, margin=least.margin, kind=least.kind)
-        return Found(least.said, f"least of {len(parts)}: {least.ours}", least.gap, **rest)
+        return Found(least.said, f"weakest of {len(parts)} comparisons: {least.ours}", least.gap, **rest)
 
     return found
 
