@@ -114,7 +114,7 @@ def test_longbench_fills_and_cuts_as_the_official_code(name, tmp_path):
     row = {"_id": "q", "input": "{é}?", "context": "word {0} " * 40, "answers": ["x"], "length": 3, "dataset": name,
            "language": "en", "all_classes": ["x"]}
     file_with(tmp_path, row, name=f"{name}.jsonl")
-    given = dict(prompts=tmp_path / "dataset2prompt.json", limits=tmp_path / "dataset2maxlen.json", data=tmp_path)
+    given = dict(templates=tmp_path / "dataset2prompt.json", limits=tmp_path / "dataset2maxlen.json", data=tmp_path)
     for most in (2, 81, 3500):
         task = LongBench(name=f"longbench-{name}", max_length=most, **given)
         prompt = template.format(**row)
@@ -158,7 +158,7 @@ def test_longbench_refuses_what_it_cannot_use(tmp_path):
     with pytest.raises(ValueError, match="max_length"):
         LongBench(name="longbench-trec", max_length=1)
     with pytest.raises(FileNotFoundError):
-        LongBench(name="longbench-trec", prompts=tmp_path / "none.json")
+        LongBench(name="longbench-trec", templates=tmp_path / "none.json")
     limits = tmp_path / "limits.json"
     for content in ('{"trec": "64"}', '{"trec": true}', '{"trec": -1}', "{}"):
         limits.write_text(content)
