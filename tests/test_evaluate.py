@@ -245,7 +245,7 @@ def test_likelihoods_do_not_depend_on_the_batch_and_logarithmic_models_have_them
 
 def test_a_bundle_holds_every_answer_what_decided_it_and_is_sound(run):
     write("own.jsonl", *(question(i, classes=["a"]) for i in range(5)))
-    said = call("evaluate", "run", "questions", "niah-1", "--data", "own.jsonl", "--length", 800, "--samples", 3, "--new-tokens", 4, "--out", "o", "--prompts", "--json")
+    said = call("evaluate", "run", "questions", "niah-1", "--data", "own.jsonl", "--length", 800, "--samples", 3, "--new-tokens", 4, "--out", "o", "--keep-prompts", "--json")
     assert (said.exit_code, said.stderr) == (0, ""), said.output
     summary = json.loads(said.stdout)["summary"]
     assert [(row["task"], row["group"], row["rows"]) for row in summary] == [("questions", "", 5), ("niah-1", "800", 3)]
