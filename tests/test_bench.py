@@ -67,13 +67,13 @@ def test_a_record_cut_in_half_is_named(tmp_path):
     path = folder / "grm-seed0.json"
     path.write_text(path.read_text()[:40])
     result = mc("bench", "mqar", "--profile", "tiny", "--out", tmp_path / "results", "--notebooks", place)
-    assert result.exit_code == 2 and "grm-seed0.json is not a complete JSON file" in result.output
+    assert result.exit_code == 1 and "grm-seed0.json is not a complete JSON file" in result.output
     assert "Traceback" not in result.output
     assert {p.stem for p in folder.glob("*.json")} == {f"{variant}-seed0" for variant in VARIANTS}
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["bench"], "Missing argument"), (["bench", "mqra"], "NAME must be one of mqar"),
+    (["bench", "mqra"], "NAME must be one of mqar"),
     (["bench", "mqar", "--profile", "gpu"], "--profile must be one of tiny, typo; got 'gpu'"),
     (["bench", "mqar", "--profile", "typo"], "has no parameter step"), (["bunch"], "No such command"),
 ])

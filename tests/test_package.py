@@ -1,9 +1,14 @@
 """What an engineer installs: small, importable, without the book's dependencies."""
+import json
+import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK_ONLY = ["anywidget", "ipywidgets", "jupytext", "matplotlib", "nbdev", "nbformat", "pandas", "papermill", "plotly", "scipy",
@@ -41,24 +46,51 @@ def test_explore_needs_an_extra_and_says_which():
     assert run(EXPLORE.replace('sys.modules["anywidget"] = {blocked}', "")).stdout == "10\n"
 
 
-def test_the_wheel_holds_the_package_and_its_explorers(tmp_path):
-    source = tmp_path / "source"                                   # what an earlier build left in the checkout must not help
-    shutil.copytree(ROOT / "mc", source / "mc", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    "A wheel, built where no earlier build can help."
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("mc", "nbs/bench"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
-    wheel, = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_its_explorers_and_the_benchmarks(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"mc/__init__.py", "mc/nn/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css",
+    assert {"mc/__init__.py", "mc/py.typed", "mc/nn/layer.py", "mc/memory/linear.py", "mc/explorers/routing.js", "mc/explorers/routing.css",
             "mc/paper/__init__.py", "mc/paper/tables.csv"} <= names
     assert all(name.startswith(("mc/", "memory_caching_companion-")) for name in names)
+    there = [f.relative_to(ROOT / "nbs/bench") for pattern in ("*.ipynb", "*.yaml", "texts/*") for f in (ROOT / "nbs/bench").glob(pattern)]
+    assert {f"mc/benchmarks/{f}" for f in there} == {name for name in names if name.startswith("mc/benchmarks/")} and len(there) > 20
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_needs_no_checkout(wheel, tmp_path):
+    "Benchmarks are listed and run, the commands answer, in a folder with nothing in it."
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "installed", wheel], check=True)
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    run = lambda *arguments: subprocess.run([sys.executable, "-m", "mc", *arguments], cwd=place, env=env, capture_output=True, text=True)
+    found = json.loads(run("bench", "--json").stdout)
+    assert found["notebooks"] == str(tmp_path / "installed/mc/benchmarks") and [*place.iterdir()] == []
+    assert {b["name"] for b in found["benchmarks"]} == {f.stem for f in (ROOT / "nbs/bench").glob("*.yaml")}
+    done = run("bench", "longer", "--profile", "smoke", "--out", "o")
+    assert done.returncode == 0 and (place / "o/longer/smoke.ipynb").exists() and [*(place / "o/longer/smoke").glob("*.json")], done.stderr
+    version = subprocess.run([sys.executable, "-c", "import mc; print(mc.__version__, mc.__file__)"], cwd=place, env=env, capture_output=True, text=True)
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version.stdout.split() == [asked, str(tmp_path / "installed/mc/__init__.py")]
 
 
 def test_every_pin_allows_every_python_that_the_readme_allows():
     "Else `make book` fails on a fresh machine after torch was downloaded. The Makefile asks the interpreter first, for the same range."
     import importlib.metadata as metadata
     import re
-    import tomllib
 
     from packaging.specifiers import SpecifierSet
 

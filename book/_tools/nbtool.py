@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 CELL_TIMEOUT = 600
-BY_HAND = (".js", ".css", ".csv", ".txt", ".jsonl")    # what of mc/ is no Python, and has no other source
+BY_HAND = (".js", ".css", ".csv", ".txt", ".jsonl", ".typed")    # what of mc/ is no Python, and has no other source
 
 
 class Broken(Exception):
