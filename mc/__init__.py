@@ -6,13 +6,15 @@
 __all__ = ['explore', 'AttentionCache', 'AttentionConfig', 'DiskCache', 'DLABackend', 'DLAMemory', 'GatedDeltaBackend',
            'GatedDeltaMemory', 'LanguageModel', 'LinearMemory', 'LinearMemoryBackend', 'LMConfig', 'MCConfig', 'Memory',
            'MemoryCachingLayer', 'ModelCache', 'SegmentCache', 'SWLABackend', 'SWLAMemory', 'TitansBackend',
-           'TitansMemory', 'memory_caching']
+           'TitansMemory', 'memory_caching', 'route']
 
-# %% ../nbs/workshop/package.ipynb #ac5ef0e4
+# %% ../nbs/workshop/package.ipynb #e2a9ec41
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; a program gets each name when it asks for it
+    __version__: str
+
     from mc.nn.backends import DLABackend, GatedDeltaBackend, LinearMemoryBackend
     from mc.nn.backends import SWLABackend, TitansBackend
     from mc.cache import SegmentCache
@@ -29,17 +31,38 @@ if TYPE_CHECKING:  # for editors; a program gets each name when it asks for it
     from mc.nn.attention_cache import AttentionCache
     from mc.nn.model import LanguageModel, LMConfig
     from mc.nn.model_cache import ModelCache
+    from mc.routes import route
 
 _homes = ("cache", "functional", "nn.attention", "nn.backends", "nn.layer", "nn.model")
-_homes += ("disk_cache", "nn.attention_cache", "nn.model_cache")
+_homes += ("disk_cache", "nn.attention_cache", "nn.model_cache", "routes")
 _homes += ("memory.dla", "memory.gated_delta", "memory.linear", "memory.protocol")
 _homes += ("memory.swla", "memory.titans")
+
+
+def _version() -> str:
+    "The version of the checkout that this is, or of what was installed; 0+unknown where neither says."
+    from importlib import metadata
+    from pathlib import Path
+
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    if project.is_file():
+        import tomllib
+
+        about = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
+        if about.get("name") == "memory-caching-companion":
+            return about["version"]
+    try:
+        return metadata.version("memory-caching-companion")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
 
 
 def __getattr__(name: str):
     """What is asked for is imported when it is asked for: `import mc` takes no time, and
     the command line answers before torch is there.
     """
+    if name == "__version__":
+        return _version()
     if name.startswith("__"):  # which Python itself looks for
         raise AttributeError(f"module 'mc' has no attribute {name!r}")
     if name in __all__:
@@ -96,4 +119,5 @@ _all_ = [
     "TitansBackend",
     "TitansMemory",
     "memory_caching",
+    "route",
 ]

@@ -1,6 +1,5 @@
 """What a cache costs: whole models timed side by side, and the bytes that they keep."""
 import pytest
-import torch
 import yaml
 from pathlib import Path
 

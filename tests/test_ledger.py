@@ -293,9 +293,9 @@ def test_the_ledger_of_the_page_is_the_computed_one(page, context, site):
     bare = context.browser.new_context(java_script_enabled=False).new_page()
     bare.goto(f"{site}nbs/start/what_holds.html")
     rows = bare.locator(".mc-table tbody tr").all_inner_texts()
-    for row, text in zip(CLAIMS, rows, strict=True):
+    for row, shown in zip(CLAIMS, rows, strict=True):
         found = row.found(ROOT)
-        assert all(part in text for part in (row.says, row.paper, found.said, found.gap, found.command))
+        assert all(part in shown for part in (row.says, row.paper, found.said, found.gap, found.command))
     for link in set(bare.locator(".mc-table tbody a").evaluate_all("all => all.map(a => a.href)")):
         assert bare.request.get(link).ok, link
     bare.context.close()

@@ -148,7 +148,7 @@ def test_weights_that_are_not_there_are_no_fault_but_two_hashes_of_them_are(fold
 def test_one_run_under_two_names(folder):
     move(TRAINED, "needle/cpu/again-seed0.json", True)(folder)
     change("needle/cpu/again-seed0.json", another_run)(folder)
-    assert [f.what for f in verify(folder).faults if "same run" in f.what] == [f"is the same run as needle/cpu/again-seed0.json"]
+    assert [f.what for f in verify(folder).faults if "same run" in f.what] == ["is the same run as needle/cpu/again-seed0.json"]
 
 
 def test_commits_are_looked_up_where_there_is_a_history(folder, monkeypatch):

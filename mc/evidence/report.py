@@ -33,7 +33,7 @@ from mc.evidence.scores import (  # noqa: F401
     variants,
 )
 
-# %% ../../nbs/workshop/results_pages.ipynb #d3025d5f
+# %% ../../nbs/workshop/results_pages.ipynb #cbdf1949
 def by_variant(records: list[dict]) -> dict[str, list[dict]]:
     "The records of each variant, in the order of `mc.figures.NAMES`."
     groups = {v: [r for r in records if r["variant"] == v] for v in figures.NAMES}
@@ -64,11 +64,11 @@ def table(records: list[dict], columns: dict):
     "A row for each variant; `columns`: what to show of its records, {title: function}."
     import pandas as pd
 
-    rows = {
+    found = {
         figures.NAMES[variant]: {title: show(mine) for title, show in columns.items()}
         for variant, mine in by_variant(records).items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(found, orient="index")
 
 # %% ../../nbs/workshop/results_pages.ipynb #2df2cd00
 def dots(records: list[dict], title: str, x: str):
@@ -137,13 +137,13 @@ def lines(records: list[dict], key: str, title: str, x: str, y: str = "share rig
     fig.update_xaxes(type="log", tickvals=at, ticktext=[f"{n:,}" for n in at])
     return figures.describe(fig, f"{y}, at the largest {x}: {'; '.join(said)}.")
 
-# %% ../../nbs/workshop/results_pages.ipynb #ffaaa0fa
+# %% ../../nbs/workshop/results_pages.ipynb #9a46caa9
 def origin(records: list[dict]):
     "The command, commits, seeds, machine and days that `records` name."
     import pandas as pd
 
     told = lambda values: ", ".join(sorted({str(v) for v in values}))
-    rows = {
+    found = {
         "command": told(r["command"] for r in records),
         "commit": told(r["commit"] for r in records),
         "records": str(len(records)),
@@ -154,8 +154,8 @@ def origin(records: list[dict]):
         "Python": told(r["python"] for r in records),
         "day": told(r["time"][:10] for r in records),
     }
-    rows = {name: said for name, said in rows.items() if said}
-    return pd.DataFrame({"": rows}).rename_axis(None)
+    found = {name: said for name, said in found.items() if said}
+    return pd.DataFrame({"": found}).rename_axis(None)
 
 
 def flat(content: dict, before: str = "") -> dict[str, str]:

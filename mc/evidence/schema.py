@@ -137,11 +137,19 @@ def argument(kind, value, name: str):
         words = TypeAdapter(kind).json_schema()["description"]
         raise ValueError(f"{name} must be {words}; got {value!r}") from None
 
-# %% ../../nbs/workshop/schema.ipynb #9dd2aa42
+# %% ../../nbs/workshop/schema.ipynb #c1c951ab
 class Checked(BaseModel):
-    "What may hold what it lists and nothing else."
+    "What may hold what it lists and nothing else; a `ValueError` in one sentence for anything else."
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, /, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(f"{type(self).__name__} {problem(error, type(self))}") from None
+
+    __init__.__pydantic_base_init__ = True  # what is part of something else is checked with it
 
 
 class Settings(Checked):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'GenerationRecord', 'KillsRecord', 'TrainingRecord', 'TextRecord', 'TextReading', 'Fault', 'Verified',
            'Found', 'without', 'record_at', 'check_name', 'check_provenance', 'known_commits', 'check_starts',
-           'check_tests', 'check_twice', 'check_seeds', 'check_model', 'check_other', 'files', 'read_all', 'verify']
+           'check_tests', 'check_twice', 'check_seeds', 'check_model', 'check_other', 'evaluations', 'files',
+           'read_all', 'verify']
 
 # %% ../../nbs/workshop/verify_results.ipynb #4722fea6
 import hashlib
@@ -303,10 +304,18 @@ def check_other(folder: Path, path: PurePosixPath, records: list[Found]):
     else:
         yield False, Fault(str(path), "is of no known kind", "records, models and notebooks")
 
-# %% ../../nbs/workshop/verify_results.ipynb #6adced03
+# %% ../../nbs/workshop/verify_results.ipynb #fcca2439
+def evaluations(folder: Path) -> list[Path]:
+    "The folders under `folder` that hold the results of `mc evaluate`."
+    from mc.evidence.bundles import SUMS, is_bundle
+
+    return sorted(path.parent for path in folder.rglob(SUMS) if is_bundle(path.parent))
+
+
 def files(folder: Path) -> list[PurePosixPath]:
-    "All files under `folder` that are not hidden, from there, in order."
-    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    "All files under `folder` that are not hidden, nor those of an evaluation, from there, in order."
+    apart = set(evaluations(folder))
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.parent not in apart)
     return sorted(PurePosixPath(p.as_posix()) for p in found if not any(part.startswith(".") for part in p.parts))
 
 
@@ -334,7 +343,12 @@ def verify(folder: str | Path, book: str | Path | None = None) -> Verified:
     if not folder.is_dir():
         raise ValueError(f"folder must be a folder of records; got {str(folder)!r}")
     records, others, faults = read_all(folder)
-    if not records and not faults:
+    bundles = evaluations(folder)
+    for path in bundles:
+        from mc.evidence.bundle_checks import verify_bundle
+
+        faults += [fault._replace(file=f"{path.relative_to(folder)}/{fault.file}") for fault in verify_bundle(path)]
+    if not records and not faults and not bundles:
         raise ValueError(f"folder must hold records; there is none in {str(folder)!r}")
     found = Verified(len(records), len(others), faults)
     known = known_commits(folder, {r.content["commit"] for r in records})

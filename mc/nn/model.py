@@ -33,7 +33,7 @@ from ..torch_tools import look
 from ..storage import check_fit, load_tensors, plain_names, save_tensors
 from ..trace import Trace
 
-# %% ../../nbs/workshop/model.ipynb #854996b7
+# %% ../../nbs/workshop/model.ipynb #90086845
 MIXERS = {MCConfig: MemoryCachingLayer, AttentionConfig: Attention}
 
 
@@ -109,6 +109,7 @@ class LMConfig:
 
 
 LATER = {"window": None, "pool_blocks": 1}  # options that came later: named where they are used
+LATER |= dict.fromkeys(("normalise_qk", "read_norm", "output_gate"), True) | {"share": False}
 
 
 def mixer_to_dict(mixer: MCConfig | AttentionConfig) -> dict:
