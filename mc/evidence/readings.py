@@ -6,10 +6,8 @@
 __all__ = ['ROUTERS', 'rerouted', 'Note', 'Reader', 'places', 'holding', 'noted', 'reader_of', 'readers', 'ask', 'read',
            'find_signs']
 
-# %% ../../nbs/workshop/readings.ipynb #487f1efb
-from collections.abc import Callable
+# %% ../../nbs/workshop/readings.ipynb #933e57aa
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch

@@ -6,7 +6,7 @@
 __all__ = ['SEARCH_SEED', 'GATE', 'PAIR', 'TextRun', 'measure_text', 'TextExperiment', 'least_bits', 'bits', 'gains', 'passes',
            'place', 'measure_texts', 'compare', 'text_records']
 
-# %% ../../nbs/workshop/text_runs.ipynb #c381bf31
+# %% ../../nbs/workshop/text_runs.ipynb #37a62b2f
 import json
 import time
 from functools import partial
@@ -23,7 +23,6 @@ from .variants import Sizes, made, model_of
 from .workers import workers
 from ..nn.model import LanguageModel, LMConfig
 from ..tasks.language import Language, score
-from ..tasks.mqar import Batch
 
 # %% ../../nbs/workshop/text_runs.ipynb #40a1e65f
 @dataclass(frozen=True)

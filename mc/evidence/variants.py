@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NONE', 'VARIANTS', 'Sizes', 'model_of', 'made']
 
-# %% ../../nbs/workshop/variants.ipynb #24abfd95
-from dataclasses import dataclass, replace
+# %% ../../nbs/workshop/variants.ipynb #d729c0bf
+from dataclasses import dataclass
 
 import torch
 

@@ -7,7 +7,7 @@ __all__ = ['LEAST', 'SHOWN', 'ORDER', 'LENGTHS', 'SEED', 'pack_shares', 'unpack_
            'pass_data', 'variant_data', 'check_needles', 'segments_of', 'needles_data', 'NeedlesExplorer', 'still_of',
            'explore_needles', 'shipped_models', 'needles']
 
-# %% ../../nbs/workshop/explorer_needles.ipynb #6d459201
+# %% ../../nbs/workshop/explorer_needles.ipynb #b3b1a0e5
 import base64
 import json
 from copy import deepcopy
@@ -37,7 +37,6 @@ from ..nn.attention import Attention
 from ..nn.layer import MCConfig
 from ..nn.model import LanguageModel
 from ..nn.parts import unit
-from ..storage import load_json
 from ..tasks.mqar import Batch
 from ..tasks.needles import Needles
 
