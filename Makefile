@@ -55,12 +55,13 @@ book/runs/%/.smoke: nbs/bench/%.ipynb nbs/bench/%.yaml $(shell find mc results -
 	mc bench $* --profile smoke --out book/runs
 	touch $@
 
-# goes on from the weights of the other
-book/runs/length_of_training/.smoke: book/runs/extrapolation/.smoke
+# these go on from the records of others
+book/runs/length_of_training/.smoke book/runs/gates/.smoke: book/runs/extrapolation/.smoke
+book/runs/few_or_many/.smoke book/runs/gates/.smoke: book/runs/state_per_byte/.smoke
 
 # Each step may change what the next one depends on, so each gets a fresh make.
 book: sync
-	$(MAKE) smoke
+	$(MAKE) -j2 smoke
 	$(MAKE) _build/html/.complete
 	echo "The book is _build/html/index.html; make serve shows it."
 
@@ -98,8 +99,10 @@ lab: environment
 	JUPYTER_CONFIG_DIR=$(CURDIR)/.venv/etc/jupyter jupytext-config set-default-viewer > /dev/null
 	jupyter lab --notebook-dir=nbs
 
+# the first two are those from whose weights others go on
+BENCHES := extrapolation length_of_training $(filter-out extrapolation length_of_training,$(basename $(notdir $(wildcard nbs/bench/*.yaml))))
 bench: sync
-	for b in $(basename $(notdir $(wildcard nbs/bench/*.yaml))); do mc bench $$b --profile cpu || exit; done
+	for b in $(BENCHES); do mc bench $$b --profile cpu || exit; done
 
 clean:
 	echo "removing _build, book/runs, book/_static/vendor and caches"

@@ -88,12 +88,12 @@ def test_what_a_comparison_says(made):
     ("ba ba", HOLDS, "b 0.58"), ("ba ca", OPEN, "c"), ("ba ab", FAILS, "a 0.47"), ("ca ab", FAILS, "a 0.47"), ("ba da", OPEN, "d")])
 def test_all_must_hold_and_one_may_fail(made, parts, said, least):
     found = all_of(*(paired(f"made/{a}", f"made/{b}", length=512) for a, b in parts.split()))(made)
-    assert found.said == said and found.ours.startswith(f"least of 2: {least}") and len(found.records) >= 4
+    assert found.said == said and found.ours.startswith(f"weakest of 2 comparisons: {least}") and len(found.records) >= 4
 
 
 def test_each_is_above_all_the_others_in_all_the_tests(made):
     assert each("made/b", ["made/a"], length=(512,))(made).said == HOLDS
-    assert each("made/b", ["made/a", "made/c"], length=(128, 512))(made).ours.startswith("least of 4: ")
+    assert each("made/b", ["made/a", "made/c"], length=(128, 512))(made).ours.startswith("weakest of 4 comparisons: ")
     assert each("made/b", ["made/a"], length=(128, 512))(made).said == OPEN    # equal at 128
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'NAMES', 'TEST_SEED', 'SIGN_SEED', 'CALIBRATION', 'ROWS', 'CLOSE', 'task_to_dict', 'task_from_dict',
            'check_tasks', 'Run', 'state_bytes', 'score', 'profile_of', 'place_of', 'weights_beside', 'lost', 'starting',
-           'trained', 'recorded', 'measure', 'remade', 'listed']
+           'trained', 'recorded', 'measure', 'kept', 'remade', 'listed']
 
 # %% ../../nbs/workshop/runs.ipynb #40ac118a
 import hashlib
@@ -165,7 +165,7 @@ def score(run: Run, model: LanguageModel, task) -> dict:
         }
     return found
 
-# %% ../../nbs/workshop/runs.ipynb #263109fc
+# %% ../../nbs/workshop/runs.ipynb #1db803ee
 def profile_of(folder: Path) -> Path:
     "RESULTS/benchmark/profile, of which `folder` is the whole or the search."
     folder = Path(folder).absolute()
@@ -190,13 +190,13 @@ def lost(start: str, folder: Path) -> bool:
     return record.exists() and not weights_beside(record).exists()
 
 
-def starting(run: Run, folder: Path) -> tuple[LanguageModel, str | None]:
-    """The model with which `run` begins, and the hash of the file that it came from. Weights that are lost are made again first.
+def starting(run: Run, folder: Path) -> tuple[LanguageModel, dict]:
+    """The model with which `run` begins, and the hash of the file that it came from, for the record. Weights that are lost are made again first.
     `ValueError` where there is neither a record nor weights.
     """
     model = made(run.model, run.seed)
     if run.start is None:
-        return model, None
+        return model, {"start_sha256": None}
     if lost(run.start, folder) and (difference := remade(run.start, folder)):
         warnings.warn(difference)
     path = weights_beside(place_of(run.start, folder))
@@ -210,7 +210,7 @@ def starting(run: Run, folder: Path) -> tuple[LanguageModel, str | None]:
     own = model.state_dict()
     fresh = [n for n in own if n not in state]  # a gate that the other had not: it stays as it began
     model.load_state_dict({n: a for n, a in state.items() if n in own} | {n: own[n] for n in fresh})
-    return model, hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, {"start_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def trained(run: Run, model: LanguageModel, checkpoint: Path) -> dict:
@@ -234,12 +234,12 @@ def trained(run: Run, model: LanguageModel, checkpoint: Path) -> dict:
     }
 
 
-def recorded(run: Run, path: Path) -> dict:
+def recorded(run, path: Path, schema=Measured) -> dict:
     "The record of `run` in the file `path`. `ValueError` for one of another run, or a damaged one."
     record = load_json(path)
     if record.get("settings") != run.settings:
         raise ValueError(f"{path} was recorded with other settings; remove it or choose another --out")
-    checked(Measured, record, f"{path} is not a complete record: it")
+    checked(schema, record, f"{path} is not a complete record: it")
     return record
 
 
@@ -251,15 +251,25 @@ def measure(run: Run, folder: str | Path, command: str) -> dict:
     Raises `ValueError` for a record of the same name with other settings, a damaged one, and a start that was never measured.
     """
     check_kind("run", run, Run)
-    folder = Path(folder)
+
+    def scores(model):
+        return [score(run, model, task) for task in run.tests or run.task.tests]
+
+    return kept(run, Path(folder), command, Measured, starting, scores)
+
+
+def kept(run, folder: Path, command: str, schema, begin, scores) -> dict:
+    """The record of `run`, of which `schema` is the form, from `folder` or made. `begin(run, folder)`: the model with which it
+    begins, and what the record says of that; `scores(model)`: what it says of the trained model.
+    """
     path, checkpoint = folder / f"{run.name}.json", folder / f".{run.name}.checkpoint"
     if path.exists():
         checkpoint.unlink(missing_ok=True)
-        return recorded(run, path)
+        return recorded(run, path, schema)
     torch.set_num_threads(1)
     sweep(folder)
     made_by = provenance(command)  # before the code can change under a long run
-    model, weights = starting(run, folder)
+    model, begun = begin(run, folder)
     found = {}
     if run.training:
         found = trained(run, model, checkpoint)
@@ -269,12 +279,12 @@ def measure(run: Run, folder: str | Path, command: str) -> dict:
         "seed": run.seed,
         "settings": run.settings,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "start_sha256": weights,
-        "scores": [score(run, model.eval(), task) for task in run.tests or run.task.tests],
+        **begun,
+        "scores": scores(model.eval()),
         **found,
         **made_by,
     }
-    checked(Measured, record, f"{path} would be no record: it")
+    checked(schema, record, f"{path} would be no record: it")
     save_json(path, record)
     checkpoint.unlink(missing_ok=True)
     return record

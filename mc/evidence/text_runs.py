@@ -6,7 +6,7 @@
 __all__ = ['SEARCH_SEED', 'GATE', 'PAIR', 'TextRun', 'measure_text', 'TextExperiment', 'least_bits', 'bits', 'gains', 'passes',
            'place', 'measure_texts', 'compare', 'text_records']
 
-# %% ../../nbs/workshop/text_runs.ipynb #574342cd
+# %% ../../nbs/workshop/text_runs.ipynb #c381bf31
 import json
 import time
 from functools import partial
@@ -16,17 +16,16 @@ from pathlib import Path
 import torch
 
 from ..checks.values import check_kind
-from .records import provenance, read_record
-from .runs import trained
-from .schema import TextRecord, Training, checked
+from .records import read_record
+from .runs import kept
+from .schema import TextRecord, Training
 from .variants import Sizes, made, model_of
 from .workers import workers
 from ..nn.model import LanguageModel, LMConfig
-from ..storage import save_json, sweep
 from ..tasks.language import Language, score
 from ..tasks.mqar import Batch
 
-# %% ../../nbs/workshop/text_runs.ipynb #929a2142
+# %% ../../nbs/workshop/text_runs.ipynb #40a1e65f
 @dataclass(frozen=True)
 class TextRun:
     """What decides a record: `model` learns `task` by `training` and reads `split` in rows of each of `lengths` tokens."""
@@ -74,33 +73,11 @@ def measure_text(run: TextRun, folder: str | Path, command: str) -> dict:
     Raises `ValueError` for a record of the same name with other settings, and for a damaged one.
     """
     check_kind("run", run, TextRun)
-    folder = Path(folder)
-    path, checkpoint = folder / f"{run.name}.json", folder / f".{run.name}.checkpoint"
-    if path.exists():
-        record = read_record(path, TextRecord)
-        if record["settings"] != run.settings:
-            raise ValueError(f"{path} was recorded with other settings; remove it or choose another --out")
-        checkpoint.unlink(missing_ok=True)
-        return record
-    torch.set_num_threads(1)
-    sweep(folder)
-    made_by = provenance(command)  # before the code can change under a long run
-    model = made(run.model, run.seed)
-    found = trained(run, model, checkpoint)
-    model.save(folder / "weights" / f"{run.name}.safetensors")
-    record = {
-        "variant": run.variant,
-        "seed": run.seed,
-        "settings": run.settings,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "scores": [run.score(model.eval(), length) for length in run.lengths],
-        **found,
-        **made_by,
-    }
-    checked(TextRecord, record, f"{path} would be no record: it")
-    save_json(path, record)
-    checkpoint.unlink(missing_ok=True)
-    return record
+
+    def scores(model):
+        return [run.score(model, length) for length in run.lengths]
+
+    return kept(run, Path(folder), command, TextRecord, lambda run, folder: (made(run.model, run.seed), {}), scores)
 
 # %% ../../nbs/workshop/text_runs.ipynb #6e8e2c38
 SEARCH_SEED = 1000

@@ -23,7 +23,7 @@ from .records import git
 from .schema import Amount, Count, List, Mapping, Name, Number, Provenance, Whole, checked
 from ..storage import load_json
 
-# %% ../../nbs/workshop/verify_results.ipynb #9bd2268d
+# %% ../../nbs/workshop/verify_results.ipynb #e71aaf15
 class GenerationRecord(Provenance):
     "Times of generating, by `mc.evidence.speed.generating`."
 
@@ -83,7 +83,8 @@ class TextReading(Provenance):
     looks: Mapping
 
 
-KINDS = {  # by a key that no other kind has
+KINDS = {  # by a key that no kind after it has
+    "settings.split": schema.TextRecord,
     "scores": schema.Measured,
     "accuracy": schema.RunRecord,
     "reached": schema.SpeedRecord,
@@ -96,7 +97,7 @@ KINDS = {  # by a key that no other kind has
     "looks": TextReading,
 }
 
-# %% ../../nbs/workshop/verify_results.ipynb #a26bce0e
+# %% ../../nbs/workshop/verify_results.ipynb #bd79070b
 class Fault(NamedTuple):
     "Something wrong: the file, from the folder of the results; what it has; what was expected."
 
@@ -133,7 +134,7 @@ class Found(NamedTuple):
     @property
     def run(self) -> bool:
         "Whether it is the record of a training or a reading, from a seed."
-        return self.kind in (schema.Measured, schema.RunRecord)
+        return self.kind in (schema.Measured, schema.TextRecord, schema.RunRecord)
 
 
 def without(error: Exception, path: Path) -> str:
@@ -147,7 +148,9 @@ def record_at(folder: Path, path: PurePosixPath) -> Found:
         content = load_json(folder / path)
     except (ValueError, OSError) as error:
         raise ValueError(without(error, folder / path), "a record as it was written") from None
-    key = next((key for key in KINDS if key in content), None)
+    settings = content.get("settings")
+    keys = {*content, *(f"settings.{name}" for name in (settings if isinstance(settings, dict) else ()))}
+    key = next((key for key in KINDS if key in keys), None)
     if key is None:
         raise ValueError(f"has none of the keys {', '.join(KINDS)}", "a record of a known kind")
     kind = KINDS[key]
@@ -236,13 +239,13 @@ def check_twice(records: list[Found]):
         if (other := first.setdefault(key, found.path)) != found.path:
             yield Fault(str(found.path), f"is the same run as {other}", "one record of a run")
 
-# %% ../../nbs/workshop/verify_results.ipynb #4e41a124
+# %% ../../nbs/workshop/verify_results.ipynb #6e4727ba
 def check_seeds(book: Path, records: list[Found]):
     "Yield what lacks of the seeds that the profiles in `book`/bench name."
     from mc.evidence.profiles import profiles
 
     folders = {}
-    for found in (r for r in records if r.run and len(r.path.parts) == 3):
+    for found in (r for r in records if r.run and r.path.parent.name != "search"):
         folders.setdefault(found.place, {}).setdefault(found.content["variant"], set()).add(found.content["seed"])
     for path in sorted((book / "bench").glob("*.yaml")):
         for profile, given in profiles(path.parent, path.stem).items():
