@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 MAKEFLAGS += --silent --no-print-directory
 
-INPUTS := $(wildcard tests/test_*.py) $(shell find _config.yml _toc.yml CHANGELOG.md book nbs -type f \
+INPUTS := $(wildcard tests/test_*.py examples/*.py) $(shell find _config.yml _toc.yml CHANGELOG.md book nbs -type f \
             -not -path '*/__pycache__/*' -not -path '*/vendor/*' -not -path '*/.*' 2> /dev/null)
 
 .PHONY: help book serve test check lab bench sync clean environment chromium smoke
@@ -90,7 +90,7 @@ test: book chromium
 	pytest -q tests nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
 
 check: sync
-	ruff check --quiet mc tests book
+	ruff check --quiet mc tests book examples setup.py
 	pytest -q tests -m "not slow" -n 2 --dist loadfile
 
 # The text notebooks open as notebooks; the setting stays inside .venv.
