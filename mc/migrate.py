@@ -6,21 +6,19 @@
 __all__ = ['OLD', 'UNUSED', 'SMALL', 'WEIGHTS', 'FAULTS', 'old_options', 'config_of', 'BiasMemory', 'OldDeep', 'layer_of',
            'SmallModel', 'read', 'load']
 
-# %% ../nbs/workshop/migrate.ipynb #e0adb96b
+# %% ../nbs/workshop/migrate.ipynb #76116d91
 import dataclasses
 import difflib
 import json
 import pickle
 import re
 import warnings
-from pathlib import Path
 
 import safetensors
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .checks.values import check_choice, check_kind, check_number, check_size, dense, refusal, said
+from .checks.values import check_choice, check_kind, check_number, dense, said
 from .memory.linear import LinearMemory, State
 from .nn.layer import MCConfig, MemoryCachingLayer
 from .storage import as_file

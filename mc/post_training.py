@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['grown', 'projected', 'Beside', 'wrap', 'named', 'width_of', 'place_of', 'new_parameters']
 
-# %% ../nbs/workshop/post_training.ipynb #7405e42a
+# %% ../nbs/workshop/post_training.ipynb #9defd232
 from dataclasses import replace
-from typing import Callable, Iterable
+from typing import Callable
 
 import torch
 from torch import Tensor, nn

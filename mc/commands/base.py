@@ -125,7 +125,7 @@ def check_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
-# %% ../../nbs/workshop/command_line.ipynb #ffd8dbcf
+# %% ../../nbs/workshop/command_line.ipynb #e4600b64
 COMMANDS = {
     "bench": ("mc.commands.bench:bench", "Run the benchmark NAME and keep its records."),
     "results verify": ("mc.commands.results:verify", "Check every record in FOLDER, and every number in the book."),
@@ -136,6 +136,7 @@ COMMANDS = {
     "train": ("mc.commands.train:train", "Train a model on CORPUS in the folder RUN."),
     "generate": ("mc.commands.generate:generate", "Continue each PROMPT with what MODEL makes of it."),
     "evaluate": ("mc.commands.evaluate:evaluate", "Score MODEL at each TASK, in a folder of results."),
+    "lm-eval": ("mc.commands.lm_eval:lm_eval", "Score MODEL on each TASK with lm-evaluation-harness."),
     "trace": ("mc.commands.trace:trace", "Show which memories each token of TEXT read in MODEL."),
     "variants": ("mc.commands.variants:variants", "List memories, ways to read and cuts, with their equations."),
     "smoke": ("mc.commands.smoke:smoke", "Train tiny models of each VARIANT for a moment and see that all is well."),

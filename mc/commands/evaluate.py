@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['parsed', 'distributed', 'made_tasks', 'show_tasks', 'answerer_of', 'told', 'evaluate']
 
-# %% ../../nbs/workshop/command_evaluate.ipynb #80f637da
+# %% ../../nbs/workshop/command_evaluate.ipynb #ddc54d56
 import json as json_text
 import shlex
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 

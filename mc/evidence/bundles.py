@@ -129,7 +129,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
     return found
 
-# %% ../../nbs/workshop/bundles.ipynb #d321b745
+# %% ../../nbs/workshop/bundles.ipynb #3d379f89
 def digest(content) -> str:
     "SHA-256 of `content` as JSON."
     return hashlib.sha256(as_json("content", content, sort_keys=True).encode()).hexdigest()
@@ -160,7 +160,7 @@ class Bundle:
 
     def __init__(self, out: str | Path, identity: dict, overwrite: bool = False):
         self.out, self.identity, self.overwrite = Path(out), digest(identity), check_flag("overwrite", overwrite)
-        self.part = self.out.with_name(self.out.name + ".part")
+        self.part, self.finished = self.out.with_name(self.out.name + ".part"), False
         self.rows, self.begun = self.part / "rows.jsonl", self.part / "begun.json"
         for place in (self.out, self.part):
             if os.path.lexists(place) and not place.is_dir():
@@ -200,7 +200,7 @@ class Bundle:
         try:
             yield self
         finally:
-            if not self.rows.exists() or not self.rows.stat().st_size:
+            if not self.finished and (not self.rows.exists() or not self.rows.stat().st_size):
                 shutil.rmtree(self.part, ignore_errors=True)
             if fcntl:
                 os.close(place)
@@ -238,6 +238,7 @@ class Bundle:
         write_atomic(self.part / SUMS, sums(self.part).encode())
         self.begun.unlink()
         self._name()
+        self.finished = True
         return rows
 
     def _name(self) -> None:

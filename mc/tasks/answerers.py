@@ -89,7 +89,7 @@ def pair_tokens(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
         raise ValueError(f"continuation must have a token of its own; got {continuation!r:.40}")
     return whole, len(begin)
 
-# %% ../../nbs/workshop/answerers.ipynb #11ff3a27
+# %% ../../nbs/workshop/answerers.ipynb #5ebd954c
 class ModelAnswerer:
     """The `model` with its `tokenizer`, as an `Answerer`. `known`: what else is to stand in a record, names and hashes of
     files. `piece`: tokens that are read in one call, which bounds the memory. It has no limit of length.
@@ -105,7 +105,7 @@ class ModelAnswerer:
         sizes = tokenizer.vocab_size, model.config.vocab_size
         if sizes[0] != sizes[1]:
             raise ValueError(f"tokenizer must have the {sizes[1]} tokens of the model; it has {sizes[0]}")
-        self.place = next(model.parameters()).device
+        self.place, self.known_bans = next(model.parameters()).device, {}
 
     def about(self) -> dict:
         "What decides the answers."
@@ -116,10 +116,12 @@ class ModelAnswerer:
 
     def banned(self, stop: Sequence[str]) -> list[int]:
         "Tokens that end an answer: the end, and those whose text begins with a stop."
-        begin = tuple(stop)
+        if (begin := tuple(stop)) in self.known_bans:
+            return self.known_bans[begin]
         texts = ((one, self.tokenizer.decode([one])) for one in range(self.tokenizer.vocab_size)) if begin else ()
         end = [] if self.tokenizer.end is None else [self.tokenizer.end]
-        return sorted({*end, *(one for one, text in texts if text.startswith(begin))})
+        self.known_bans[begin] = sorted({*end, *(one for one, text in texts if text.startswith(begin))})
+        return self.known_bans[begin]
 
     def answers(self, prompts: Sequence[str], new_tokens: int, stop: Sequence[str] = (), least: int = 0) -> list[str]:
         """What the model goes on with after each of `prompts`, greedily, up to the first of `stop`.

@@ -166,7 +166,7 @@ class Essays:
         at = int(len(sentences) * (depth / 100))
         return " ".join([" ".join(sentences[:at]), needle.sentence, " ".join(sentences[at:])]), depth
 
-# %% ../../nbs/workshop/niah_task.ipynb #e20a80a2
+# %% ../../nbs/workshop/niah_task.ipynb #e287ef8b
 DEPARTURES = (
     "samples are drawn by our own generator: the distribution is the official one, the samples are not",
     "a sample that is too long is shortened by one block or word, not by 25 or 500",
@@ -224,10 +224,12 @@ class Niah(Task):
         needle = draw(KINDS[self.name], self.random(length, -1))
         tokens = lambda count: len(tokenizer.encode(self.text(count, needle)[0])) + self.new_tokens
         if (least := tokens(1)) > length:
-            raise too_long(self.name, length, least)
+            raise too_long(self, length, least)
         low, high = 1, 2
         while tokens(high) <= length:
             low, high = high, 2 * high
+            if high > 64 * length:
+                raise ValueError(f"lengths: the tokenizer has hardly any tokens in {low:,} words; no haystack is {length} tokens long")
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if tokens(middle) <= length else (low, middle)
@@ -242,7 +244,7 @@ class Niah(Task):
             if tokens <= length:
                 break
             if count == 1:
-                raise too_long(self.name, length, tokens)
+                raise too_long(self, length, tokens)
             count -= 1
         about = {"depth": depth, "size": count, "length": tokens}
         return Row(id=f"{length}-{number}", group=str(length), prompt=prompt, references=[needle.value], **about)
@@ -278,9 +280,9 @@ class Niah(Task):
         return super().record() | about | ({} if self.name == "niah-1" else {"sentences": self.sentences})
 
 
-def too_long(name: str, length: int, tokens: int) -> ValueError:
+def too_long(task: Niah, length: int, tokens: int) -> ValueError:
     "The error for a length into which not even the smallest haystack fits."
     return ValueError(
-        f"lengths: {name} has no prompt of {length} tokens: with the smallest haystack, and {NEW_TOKENS} tokens "
-        f"for the answer, it has {tokens}"
+        f"lengths: {task.name} has no prompt of {length} tokens: with the smallest haystack, and {task.new_tokens} "
+        f"tokens for the answer, it has {tokens}"
     )

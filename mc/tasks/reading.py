@@ -20,7 +20,7 @@ from ..checks.values import check_size
 from .questions import Answer, Answerer, Task, Words
 from ..text.rows import Item, Rows
 
-# %% ../../nbs/workshop/reading_task.ipynb #a097b583
+# %% ../../nbs/workshop/reading_task.ipynb #484a4b53
 PLACES = 16  # parts of a row that are scored apart
 
 
@@ -116,7 +116,8 @@ class Reading(Task):
         bits, tokens = (math.fsum(line[name] for line in lines) for name in ("bits", "tokens"))
         parts = [[math.fsum(line["places"][p][i] for line in lines) for i in range(3)] for p in range(PLACES)]
         by = [{"part": p + 1, "bits_per_byte": round(b / s, 5), "tokens": int(n)} for p, (b, s, n) in enumerate(parts) if s]
-        whole = {"perplexity": round(2 ** (bits / tokens), 5), "bits_per_token": round(bits / tokens, 5)}
+        rate = bits / tokens
+        whole = {"perplexity": round(2**rate, 5) if rate < 1000 else None, "bits_per_token": round(bits / tokens, 5)}
         return whole | {"tokens": int(tokens), "by_position": by}
 
     def record(self) -> dict:
