@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import mc
-from mc.commands import doctor, smoke, variants
+from mc.commands import bench, doctor, smoke, variants
 from mc.commands.base import COMMANDS, ELSEWHERE, main
 from mc.text import ByteTokenizer
 
@@ -232,6 +232,16 @@ def test_benchmarks_are_listed_wherever_one_stands(arguments, tmp_path, monkeypa
         *rows, last = result.stdout.splitlines()
         assert result.exit_code == 0 and {row.split()[0] for row in rows} == names and f"{len(names)} benchmarks in {folder};" in last
         assert all("(smoke" in row for row in rows)
+
+
+def test_folders_of_a_profile_are_those_where_one_stands_when_there_is_no_checkout(tmp_path, monkeypatch):
+    given = {"source": "../../_build/austen", "packages": "", "texts": "texts", "steps": 3}
+    assert bench.placed(given, "nbs/bench") == given
+    (tmp_path / "site/mc/benchmarks").mkdir(parents=True), (tmp_path / "here").mkdir()
+    monkeypatch.setattr(mc, "__path__", [str(tmp_path / "site/mc")])
+    monkeypatch.chdir(tmp_path / "here")
+    assert bench.shipped() == str(tmp_path / "site/mc/benchmarks")
+    assert bench.placed(given, bench.shipped()) == given | {"source": "../../../here/_build/austen"}
 
 
 def test_a_class_of_records_refuses_nonsense_in_one_line():
