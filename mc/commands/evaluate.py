@@ -15,7 +15,7 @@ import typer
 
 from .base import Config
 
-# %% ../../nbs/workshop/command_evaluate.ipynb #af674a0e
+# %% ../../nbs/workshop/command_evaluate.ipynb #5b8fcf19
 def parsed(given: list[str]) -> dict:
     "What `--set` was given: names, with values that are JSON or else text."
     found = {}
@@ -61,6 +61,7 @@ def made_tasks(names: list[str], given: dict) -> list:
 
     options = {n: v for n, v in given.items() if v is not None and v != ()}
     lengths = options.pop("length", None)
+    lengths = lengths if isinstance(lengths, list | tuple) else (lengths,) if lengths is not None else ()
     if lengths:
         kinds = {n for name in names for n in ("lengths", "length") if n in signature(maker(name)).parameters}
         if not kinds:

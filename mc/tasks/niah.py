@@ -166,7 +166,7 @@ class Essays:
         at = int(len(sentences) * (depth / 100))
         return " ".join([" ".join(sentences[:at]), needle.sentence, " ".join(sentences[at:])]), depth
 
-# %% ../../nbs/workshop/niah_task.ipynb #e287ef8b
+# %% ../../nbs/workshop/niah_task.ipynb #26eb17a3
 DEPARTURES = (
     "samples are drawn by our own generator: the distribution is the official one, the samples are not",
     "a sample that is too long is shortened by one block or word, not by 25 or 500",
@@ -195,7 +195,7 @@ class Niah(Task):
         check_choice("sentences", self.sentences, tuple(SPLITTERS))
         check_size("samples", self.samples)
         check_size("seed", self.seed, 0)
-        if not self.lengths or len(set(self.lengths)) < len(self.lengths):
+        if not isinstance(self.lengths, tuple) or not self.lengths or len(set(self.lengths)) < len(self.lengths):
             raise ValueError(f"lengths must be one or more different integers; got {self.lengths!r}")
         for length in self.lengths:
             check_size("lengths", length)

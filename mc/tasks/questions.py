@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'Words', 'Answerer', 'Answer', 'Task', 'file_of', 'Questions', 'maker', 'make_task', 'Asked', 'prepared',
            'line_of', 'evaluate']
 
-# %% ../../nbs/workshop/questions_task.ipynb #8c6433e2
+# %% ../../nbs/workshop/questions_task.ipynb #1f4a5568
 import importlib
 import inspect
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from ..checks.values import check_choice, check_size
+from ..checks.values import check_choice, check_flag, check_size
 from ..text.rows import Item, Row, Rows, read_rows
 
 # %% ../../nbs/workshop/questions_task.ipynb #9187e1ba
@@ -141,7 +141,7 @@ class Task:
         about |= {"first_line": self.first_line, "limit": self.limit}
         return about | ({"least": self.least} if self.least else {})
 
-# %% ../../nbs/workshop/questions_task.ipynb #1f76053a
+# %% ../../nbs/workshop/questions_task.ipynb #055f8abd
 def file_of(data: str | Path, name: str) -> Path:
     "The file of the task `name`: `data` itself, or `name`.jsonl if `data` is a folder."
     path = Path(data)
@@ -157,11 +157,15 @@ class Questions(Task):
     data: str | Path
     skip_bad: bool = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_flag("skip_bad", self.skip_bad)
+
     def rows(self, tokenizer: Words) -> Rows:
         "The rows of the file; a bad one is refused, or left out and counted with `skip_bad`."
         return read_rows(file_of(self.data, self.name), Row, self.skip_bad)
 
-# %% ../../nbs/workshop/questions_task.ipynb #790bde51
+# %% ../../nbs/workshop/questions_task.ipynb #8f1c16e7
 TASKS = {
     "questions": "mc.tasks.questions:Questions",
     "reading": "mc.tasks.reading:Reading",
@@ -203,6 +207,9 @@ def make_task(name: str, **options: Any) -> Task:
     needed = [n for n, p in known.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and n not in given]
     if needed := [n for n in needed if n not in ("name", "metric")]:
         raise ValueError(f"{needed[0]} is needed by the task {name}")
+    for option in ("data", "essays", "prompts", "limits"):
+        if option in given and not (isinstance(given[option], str | Path) and str(given[option])):
+            raise ValueError(f"{option} must name a file or folder; got {given[option]!r}")
     if make is not Questions and "changed" in known:
         given["changed"] = tuple(n for n in ("metric", "new_tokens", "stop", "first_line", "least") if n in given)
     return make(**({"name": name} if "name" in known else {}), **given)
