@@ -32,9 +32,14 @@ each = pytest.mark.parametrize("name", MIXERS)
 NEW = 6
 
 
-def made(name, dtype=torch.float64):
+@torch.no_grad()
+def made(name):
+    "A model in float64 whose next token depends on more than the last one."
     torch.manual_seed(0)
-    return MCForCausalLM(MCHFConfig(vocab_size=41, mixers=MIXERS[name])).to(dtype).eval()
+    model = MCForCausalLM(MCHFConfig(vocab_size=41, mixers=MIXERS[name])).double().eval()
+    for block in model.model.blocks:
+        block.mixer.out.weight.mul_(20)
+    return model
 
 
 def padded():
@@ -70,11 +75,13 @@ def test_greedy_text_equals_ours_padded_on_either_side_and_in_pieces(name):
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}], ids=["beams", "samples"])
 def test_a_cache_changes_no_beam_and_no_sample(name, options):
     model, (ids, mask) = made(name), padded()
-    texts = []
+    both, options = [], options | {"return_dict_in_generate": True, "output_scores": True}
     for use_cache in (True, False):
         torch.manual_seed(3)
-        texts.append(generated(model, ids, mask, use_cache=use_cache, **options))
-    assert torch.equal(*texts)
+        both.append(generated(model, ids, mask, use_cache=use_cache, **options))
+    assert torch.equal(both[0].sequences, both[1].sequences)
+    for one, other in zip(both[0].scores, both[1].scores):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 @each
