@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MCLM', 'ours', 'open_model', 'is_file', 'load_tasks', 'load_task', 'evaluate', 'rows', 'plain', 'quiet']
 
-# %% ../nbs/workshop/lm_eval_door.ipynb #f386b65e
+# %% ../nbs/workshop/lm_eval_door.ipynb #3da8527a
 import contextlib
 import difflib
 import json
@@ -33,17 +33,19 @@ class MCLM(HFLM):
     """A causal model of transformers, ours or another, for lm-evaluation-harness.
 
     `model`, `tokenizer`: as of `mc.hf.from_mc`. `max_length`: tokens of a context; by default
-    the configuration's `max_position_embeddings`. Raises `ValueError` for a tokenizer
+    the configuration's `max_position_embeddings`. `progress`: show bars. Raises `ValueError` for a tokenizer
     without an end of a document, and for batches of a model whose cut is `logarithmic`.
     """
 
-    def __init__(self, model, tokenizer, batch_size: int = 1, max_length: int | None = None):
+    def __init__(
+        self, model, tokenizer, batch_size: int = 1, max_length: int | None = None, progress: bool = False
+    ):
         if tokenizer is None or tokenizer.eos_token_id is None:
             raise ValueError("tokenizer must have an end of a document, which begins an empty context")
         batch_size = check_size("batch_size", batch_size)
         if max_length is not None:
             check_size("max_length", max_length)
-        self.streams = True
+        self.streams, self.progress = True, progress
         try:
             check_streaming(getattr(model.config, "lm", None) or model.config) if ours(model) else None
         except ValueError:
@@ -58,6 +60,18 @@ class MCLM(HFLM):
     def _model_call(self, inps, attn_mask=None, labels=None) -> torch.Tensor:
         with torch.no_grad():
             return self.model(inps, use_cache=False).logits
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False):
+        "As of the harness: log-likelihood and whether it is the greedy continuation, of each request."
+        return super().loglikelihood(requests, disable_tqdm or not self.progress)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+        "As of the harness: the log-likelihood of each text."
+        return super().loglikelihood_rolling(requests, disable_tqdm or not self.progress)
+
+    def generate_until(self, requests, disable_tqdm: bool = False):
+        "As of the harness: the text that continues each request."
+        return super().generate_until(requests, disable_tqdm or not self.progress)
 
 
 def ours(model) -> bool:

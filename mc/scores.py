@@ -258,7 +258,7 @@ def longbench_code_sim(prediction, references, all_classes=None):
     """
     return best(edit_similarity, line_of_code(prediction), references)
 
-# %% ../nbs/workshop/answer_scores.ipynb #e6e1fe64
+# %% ../nbs/workshop/answer_scores.ipynb #a31d5bee
 RESAMPLES = 9999
 AT_ONCE = 2**22  # values drawn at a time: 32 MiB
 
@@ -294,7 +294,7 @@ def interval(
         from scipy.stats import bootstrap
     except ImportError as error:
         raise ImportError(
-            f"intervals need pip install 'memory-caching-companion[bench]' ({error})"
+            f"intervals need pip install 'memory-caching-companion[eval]' ({error})"
         ) from None
     ends = bootstrap(
         (np.asarray(values),),

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OFFLINE', 'table', 'lm_eval', 'record']
 
-# %% ../../nbs/workshop/command_lm_eval.ipynb #6c7decb2
+# %% ../../nbs/workshop/command_lm_eval.ipynb #3badac90
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -69,11 +70,13 @@ def lm_eval(
     if not online:
         os.environ |= dict.fromkeys(OFFLINE, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from mc.lm_eval import MCLM, evaluate, open_model, quiet, rows
 
     quiet()
     opened = open_model(model, tokenizer, device)
-    scorer = MCLM(*opened, batch_size, max_length)
+    scorer = MCLM(*opened, batch_size, max_length, progress=sys.stderr.isatty())
     found = evaluate(scorer, tasks, limit, few_shot, seed)
     made = rows(found)
     if output is not None:
@@ -89,7 +92,6 @@ def lm_eval(
 def record(found: dict, made: list[dict], model: str, tasks: list[str], scorer, seed: int) -> dict:
     "What is kept of an evaluation."
     import shlex
-    import sys
     from importlib import metadata
 
     from mc.evidence.records import provenance

@@ -48,7 +48,7 @@ def rerouted(
         made = r
     return made.to(r).masked_fill(~seen, float("-inf"))
 
-# %% ../../nbs/workshop/readings.ipynb #f2db9d90
+# %% ../../nbs/workshop/readings.ipynb #eca6b563
 class Note(NamedTuple):
     """Of Q questions to one layer: `hit`, whether the memory with the answer is among the best,
     `shares`, its gate over an even share, and `lead`, its score minus the mean score of the others (B, H, Q);
@@ -69,6 +69,8 @@ class Reader(nn.Module):
 
     def __init__(self, layer: MemoryCachingLayer, router: str = "learned", seed: int = 0):
         super().__init__()
+        if layer.config.share:
+            raise ValueError("share must be False in a model that is read in other ways; got True")
         self.layer, self.router = layer, check_choice("router", router, ROUTERS)
         self.generator = torch.Generator().manual_seed(seed)
         self.sign = torch.ones(layer.config.num_heads)

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['MCCache', 'MCForCausalLM', 'MCHFConfig', 'export', 'from_mc', 'hf_tokenizer']
 
-# %% ../../nbs/workshop/hf_package.ipynb #2fbd8b59
+# %% ../../nbs/workshop/hf_package.ipynb #2e2005c2
 try:
-    import transformers  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM
 except ImportError as error:
     raise ImportError(
         f"mc.hf needs transformers: pip install 'memory-caching-companion[hf]' ({error})"
     ) from None
-
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from .cache import MCCache
 from .config import MCHFConfig
