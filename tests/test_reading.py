@@ -22,7 +22,7 @@ SCREEN, SCREENS = 900, 7
 LONGER = {"nbs/evidence/errata": 12}    # a list to look something up in
 UNRECORDED = {f"book/runs/{path.stem}/smoke" for path in ROOT.glob("nbs/bench/*.yaml")
               if not any(ROOT.glob(f"results/{path.stem}/cpu/*.json"))}    # what they measure is not there to be pictured
-OPEN = {"nbs/start/use_it": 6}    # what one copies
+OPEN = {"nbs/start/use_it": 6, "nbs/use/hugging_face": 4}    # what one copies
 
 
 def visit(page, site, name):

@@ -125,9 +125,9 @@ def check_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
-# %% ../../nbs/workshop/command_line.ipynb #e4600b64
+# %% ../../nbs/workshop/command_line.ipynb #c1545ed1
 COMMANDS = {
-    "bench": ("mc.commands.bench:bench", "Run the benchmark NAME and keep its records."),
+    "bench": ("mc.commands.bench:bench", "Run the benchmark NAME and keep its records; without NAME, list them."),
     "results verify": ("mc.commands.results:verify", "Check every record in FOLDER, and every number in the book."),
     "results compare": ("mc.commands.results:compare", "Show what differs between two evaluations, with intervals."),
     "results report": ("mc.commands.results:report", "Show all runs recorded in FOLDER, in a table for each experiment."),
