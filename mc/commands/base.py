@@ -125,17 +125,17 @@ def check_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
-# %% ../../nbs/workshop/command_line.ipynb #c1545ed1
+# %% ../../nbs/workshop/command_line.ipynb #84c7421f
 COMMANDS = {
     "bench": ("mc.commands.bench:bench", "Run the benchmark NAME and keep its records; without NAME, list them."),
     "results verify": ("mc.commands.results:verify", "Check every record in FOLDER, and every number in the book."),
-    "results compare": ("mc.commands.results:compare", "Show what differs between two evaluations, with intervals."),
+    "results compare": ("mc.commands.results:compare", "Show what differs between the evaluations A and B, row by row."),
     "results report": ("mc.commands.results:report", "Show all runs recorded in FOLDER, in a table for each experiment."),
     "tokenizer train": ("mc.commands.text:train_tokenizer", "Learn a byte-pair tokenizer from texts."),
     "data prepare": ("mc.commands.text:prepare_data", "Split documents and write their tokens to a folder."),
     "train": ("mc.commands.train:train", "Train a model on CORPUS in the folder RUN."),
     "generate": ("mc.commands.generate:generate", "Continue each PROMPT with what MODEL makes of it."),
-    "evaluate": ("mc.commands.evaluate:evaluate", "Score MODEL at each TASK, in a folder of results."),
+    "evaluate": ("mc.commands.evaluate:evaluate", "Score MODEL at each TASK."),
     "lm-eval": ("mc.commands.lm_eval:lm_eval", "Score MODEL on each TASK with lm-evaluation-harness."),
     "trace": ("mc.commands.trace:trace", "Show which memories each token of TEXT read in MODEL."),
     "variants": ("mc.commands.variants:variants", "List memories, ways to read and cuts, with their equations."),

@@ -17,7 +17,7 @@ Folder = Annotated[str, typer.Argument(metavar="FOLDER", parser=str, help="Holds
 Results = Annotated[str, typer.Argument(metavar="FOLDER", parser=str, help="Holds BENCHMARK/PROFILE/*.json, or one evaluation.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# %% ../../nbs/workshop/command_results.ipynb #6ab90b48
+# %% ../../nbs/workshop/command_results.ipynb #78f5c2fc
 def counted(count: int, word: str) -> str:
     "`1 record`, `2 records`."
     return f"{count:,} {word}" + ("" if count == 1 else "s")
@@ -47,7 +47,9 @@ def verify(
     complete: Annotated[bool, typer.Option("--complete", help="What is missing is a fault.")] = False,
     as_json: Json = False,
 ):
-    """Check every record in FOLDER, and every number in the book; or the results of mc evaluate in FOLDER.
+    """Check every record in FOLDER, and every number in the book.
+
+    FOLDER may also hold the results of mc evaluate.
 
     Exit code 1 if something is wrong. A missing seed is said, and wrong with --complete only.
     """
@@ -77,7 +79,7 @@ def verify(
     if faults or (complete and incomplete):
         raise typer.Exit(1)
 
-# %% ../../nbs/workshop/command_results.ipynb #17ad03f5
+# %% ../../nbs/workshop/command_results.ipynb #e3c77883
 def compared(row: dict) -> dict:
     "A row of the comparison, for the eye."
     about = {"task": row["task"], "group": row["group"], "rows": row["rows"]}
@@ -94,7 +96,9 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", parser=str, help="Another one.")],
     as_json: Json = False,
 ):
-    """Show what differs between the evaluations A and B, row by row, with paired 95 % intervals.
+    """Show what differs between the evaluations A and B, row by row.
+
+    Intervals are of 95 % and paired.
 
     Example: mc results compare scores/none scores/grm
     """
