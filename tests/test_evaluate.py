@@ -20,6 +20,7 @@ from mc.tasks.answerers import ModelAnswerer
 from mc.tasks.niah import Niah
 from mc.tasks.questions import TASKS, Questions, make_task, prepared
 from mc.tasks.reading import Reading
+from mc.tasks.repeats import Repeats
 from mc.text import BPETokenizer, ByteTokenizer
 from mc.text.rows import Row, read_rows
 
@@ -216,6 +217,35 @@ def test_bits_of_every_token_are_those_of_the_models_loss(run, tmp_path):
     assert row["score"] == pytest.approx(bits / len(text.encode()), abs=1e-5) and row["low"] <= row["score"] <= row["high"]
     assert row["official"] is None and row["details"]["perplexity"] == pytest.approx(math.exp(sum(losses) / (len(ids) - 1)), rel=1e-5)
     assert sum(part["tokens"] for part in row["details"]["by_position"]) == len(ids) - 1
+
+
+# ---- a passage that comes again
+
+def test_what_is_saved_is_the_difference_of_two_losses(run, tmp_path):
+    (tmp_path / "a.txt").write_text("Nearer to the text, and then away from it again. " * 9)
+    ours, task = ModelAnswerer(run, BYTES), Repeats(data=tmp_path / "a.txt", distances=(20, 41), passage=12, cue=5, samples=3)
+    found = evaluate_tasks([task], ours, tmp_path / "o")
+    assert [(row["group"], row["rows"]) for row in found.summary] == [("20", 3), ("41", 3)]
+    line, row = json.loads((tmp_path / "o/rows.jsonl").read_text().splitlines()[3]), task.rows(BYTES).rows[3]
+    assert row.seen[41:] == row.seen[:12] == row.new[41:] and row.seen[12:41] == row.new[12:41] and len(row.new) == 53
+
+    def bits(tokens):
+        ids = torch.tensor([tokens])
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(run(ids[:, :-1])[0, -7:], ids[0, -7:], reduction="sum").item() / math.log(2)
+
+    assert line["score"] == pytest.approx((bits(row.new) - bits(row.seen)) / 7, abs=1e-4) and line["weight"] == line["bytes"] == 7
+    details = found.summary[1]["details"]
+    assert details["bits_per_byte_new"] - details["bits_per_byte_seen"] == pytest.approx(found.summary[1]["score"], abs=1e-4)
+    assert verify_bundle(tmp_path / "o") == []
+
+
+@pytest.mark.parametrize("options, word", [({"cue": 12}, "cue"), ({"distances": (11,)}, "distances"), ({"distances": (9, 9)}, "distances"),
+                                           ({"distances": (500,)}, "441"), ({"samples": 0}, "samples"), ({"metric": "contains"}, "bits_saved")])
+def test_passages_that_cannot_be_had_are_refused(tmp_path, options, word):
+    (tmp_path / "a.txt").write_text("Nearer to the text, and then away from it again. " * 9)
+    with pytest.raises(ValueError, match=word):
+        make_task("repeats", **{"data": tmp_path / "a.txt", "passage": 12, "cue": 5, "distances": (20,)} | options).rows(BYTES)
 
 
 # ---- a model of ours
