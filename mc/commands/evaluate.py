@@ -85,7 +85,7 @@ def show_tasks(asked: bool) -> None:
         print(f"{name:<12} {', '.join(options)}")
     raise typer.Exit()
 
-# %% ../../nbs/workshop/command_evaluate.ipynb #214d78f9
+# %% ../../nbs/workshop/command_evaluate.ipynb #1492fc69
 def answerer_of(model: str, tokenizer: str | None, device: str):
     "The saved model `model` with its tokenizer, ready to answer."
     import hashlib
@@ -147,7 +147,7 @@ def evaluate(
 ):
     """Score MODEL at each TASK. The same command again goes on where a killed one stopped.
 
-    Tasks: questions (your own JSONL), reading (language modelling), niah-1 to niah-3 (RULER), cloze-squad, longbench-hotpotqa and more: --list.
+    Tasks: questions (your own JSONL), reading (language modelling), repeats, niah-1 to niah-3 (RULER), cloze-squad, longbench-hotpotqa and more: --list.
 
     Example: mc evaluate runs/shakespeare niah-1 --length 1024 --samples 100 --out scores
     """

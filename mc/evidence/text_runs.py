@@ -24,7 +24,7 @@ from .workers import workers
 from ..nn.model import LanguageModel, LMConfig
 from ..tasks.language import Language, score
 
-# %% ../../nbs/workshop/text_runs.ipynb #40a1e65f
+# %% ../../nbs/workshop/text_runs.ipynb #8f551735
 @dataclass(frozen=True)
 class TextRun:
     """What decides a record: `model` learns `task` by `training` and reads `split` in rows of each of `lengths` tokens."""
@@ -67,13 +67,14 @@ class TextRun:
 
 def measure_text(run: TextRun, folder: str | Path, command: str) -> dict:
     """The record of `run`, from `folder` if it is there, else measured and written there, `<variant>-seed<seed>.json`, with the
-    weights in `weights/`. An interrupted training goes on. `command`: what makes it again.
+    weights and the tokenizer in `weights/`. An interrupted training goes on. `command`: what makes it again.
 
     Raises `ValueError` for a record of the same name with other settings, and for a damaged one.
     """
     check_kind("run", run, TextRun)
 
     def scores(model):
+        run.task.texts.tokenizer.save(Path(folder) / "weights" / "tokenizer.json")
         return [run.score(model, length) for length in run.lengths]
 
     return kept(run, Path(folder), command, TextRecord, lambda run, folder: (made(run.model, run.seed), {}), scores)

@@ -165,10 +165,11 @@ class Questions(Task):
         "The rows of the file; a bad one is refused, or left out and counted with `skip_bad`."
         return read_rows(file_of(self.data, self.name), Row, self.skip_bad)
 
-# %% ../../nbs/workshop/questions_task.ipynb #8f1c16e7
+# %% ../../nbs/workshop/questions_task.ipynb #e5e7e2dd
 TASKS = {
     "questions": "mc.tasks.questions:Questions",
     "reading": "mc.tasks.reading:Reading",
+    "repeats": "mc.tasks.repeats:Repeats",
     "niah-1": "mc.tasks.niah:Niah",
     "niah-2": "mc.tasks.niah:Niah",
     "niah-3": "mc.tasks.niah:Niah",
