@@ -123,3 +123,11 @@ def page(context):
     if not emptied(page):
         page.close()
     assert not troubles
+
+
+def opened(page, address, css):
+    "The first `css` of the page at an address, as soon as it is there: the rest may still load."
+    page.goto(address, wait_until="domcontentloaded")
+    root = page.locator(css).first
+    root.wait_for(timeout=20_000)
+    return root
