@@ -8,10 +8,10 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 MAKEFLAGS += --silent --no-print-directory
 
-INPUTS := $(wildcard tests/test_*.py examples/*.py) $(shell find _config.yml _toc.yml CHANGELOG.md book nbs -type f \
+INPUTS := $(wildcard tests/test_*.py) $(shell find _config.yml _toc.yml CHANGELOG.md book nbs examples -type f \
             -not -path '*/__pycache__/*' -not -path '*/vendor/*' -not -path '*/.*' 2> /dev/null)
 
-.PHONY: help book serve test check lab bench sync clean environment chromium smoke
+.PHONY: help book serve test check lab bench sync clean environment chromium smoke chapters tests
 help:
 	echo "make book    build the book (first the environment, the package and the notebooks, where out of date)"
 	echo "make serve   build it and show it at http://127.0.0.1:$(PORT)"
@@ -35,9 +35,9 @@ environment: .venv/.packages .venv/.mc
 	[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv > /dev/null \
 	  || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
 	echo "environment: torch (about half a minute)"
-	$(call quietly,torch,pip install --disable-pip-version-check $$(grep -o '^torch==[^ ]*' $<))
-	echo "environment: the other packages (about a minute)"
-	$(call quietly,packages,pip install --disable-pip-version-check -r $<)
+	$(call quietly,torch,pip install --disable-pip-version-check $$(grep -oE '^(torch|uv)==[^ ]*' $<))
+	echo "environment: the other packages (seconds, or a minute where uv does not reach them and pip does)"
+	$(call quietly,packages,uv pip install --python .venv -r $< || pip install --disable-pip-version-check -r $<)
 	touch $@
 
 .venv/.mc: pyproject.toml .venv/.packages
@@ -86,12 +86,25 @@ chromium:
 	  ($(call quietly,chromium,apt-get update && apt-get install -y --no-install-recommends chromium)) && exit 0; fi; \
 	echo "No Chromium, so the browser tests will be skipped. Debian: sudo apt-get install chromium; or set CHROMIUM=/path/to/it"
 
-test: book chromium
-	pytest -q tests nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
+# While one core builds the book, the other executes the chapters again and compares what they print.
+test:
+	$(MAKE) -j2 environment chromium
+	$(MAKE) sync
+	$(MAKE) -j2 smoke
+	$(MAKE) -j2 tests chapters
+
+tests: _build/html/.complete
+	pytest -q tests -n 2 --dist worksteal
+
+chapters:
+	mkdir -p _build/logs
+	PYTHONPATH=tests pytest -q -p conftest nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg > _build/logs/chapters.log 2>&1 \
+	  || { cat _build/logs/chapters.log; exit 1; }
+	echo "chapters: $$(tail -n 1 _build/logs/chapters.log)"
 
 check: sync
 	ruff check --quiet mc tests book examples setup.py
-	pytest -q tests -m "not slow" -n 2 --dist loadfile
+	pytest -q tests -m "not slow" -n 2 --dist worksteal
 
 # The text notebooks open as notebooks; the setting stays inside .venv.
 lab: environment

@@ -25,7 +25,7 @@ class PicturesMayDiffer:
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(PicturesMayDiffer())    # as a hook of this file it would not reach nbs/
+    config.pluginmanager.register(PicturesMayDiffer())    # as a hook of this file it would not reach nbs/ where tests/ is collected too
     if sys.platform == "linux":    # elsewhere a fork is no safe start
         kernels.use()
 
@@ -80,7 +80,7 @@ def site():
     server.shutdown()
 
 
-@pytest.fixture(scope="module")    # not session: its event loop would be in the way of nbval's kernels in the same worker
+@pytest.fixture(scope="module")    # not session: its event loop would be in the way of tests that run one of their own
 def context():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
@@ -123,3 +123,11 @@ def page(context):
     if not emptied(page):
         page.close()
     assert not troubles
+
+
+def opened(page, address, css):
+    "The first `css` of the page at an address, as soon as it is there: the rest may still load."
+    page.goto(address, wait_until="domcontentloaded")
+    root = page.locator(css).first
+    root.wait_for(timeout=20_000)
+    return root

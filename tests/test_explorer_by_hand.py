@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from conftest import opened
 from mc.explorers.by_hand import START, ByHandExplorer, ask, by_hand, draws
 
 STORIES = torch.cat([draws(1, 27), draws(5, 1)])    # those of the chapter
@@ -23,10 +24,7 @@ NUMBERS = """root => ({
 
 @pytest.fixture
 def explorer(page, site):
-    page.goto(f"{site}nbs/workshop/explorer_by_hand.html")
-    root = page.locator(".mc-by-hand").first
-    root.wait_for(timeout=20_000)
-    return root
+    return opened(page, f"{site}nbs/workshop/explorer_by_hand.html", ".mc-by-hand")
 
 
 def press(root, name):

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mc
+from conftest import opened
 from mc.costs import MEMORIES, MIXERS, break_even, costs
 from mc.figures import COLOURS
 from mc.explorers.dial import SIZES, Dial, dial_data
@@ -24,10 +25,7 @@ CELLS = """() => Object.fromEntries([...document.querySelectorAll('.mc-dial td[d
 
 @pytest.fixture
 def dial(page, site):
-    page.goto(f"{site}nbs/workshop/explorer_dial.html")
-    root = page.locator(".mc-dial").first
-    root.wait_for(timeout=20_000)
-    return root
+    return opened(page, f"{site}nbs/workshop/explorer_dial.html", ".mc-dial")
 
 
 @pytest.mark.parametrize("way", MIXERS[1:])

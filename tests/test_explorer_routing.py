@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import opened
 from mc.explorers.routing import explore, gates_of
 from mc.nn.layer import MCConfig
 
@@ -31,19 +32,13 @@ def truth():
 
 @pytest.fixture(params=["nbs/start/landing", "nbs/evidence/inside_a_model"])
 def explorer(page, site, request):
-    page.goto(f"{site}{request.param}.html")
-    root = page.locator(".mc-routing").first
-    root.wait_for(timeout=20_000)
-    return root
+    return opened(page, f"{site}{request.param}.html", ".mc-routing")
 
 
 @pytest.fixture
 def beside(page, site):
     "The five models side by side."
-    page.goto(f"{site}nbs/evidence/inside_a_model.html")
-    root = page.locator(".mc-routing").first
-    root.wait_for(timeout=20_000)
-    return root
+    return opened(page, f"{site}nbs/evidence/inside_a_model.html", ".mc-routing")
 
 
 def shown(root):

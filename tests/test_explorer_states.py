@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import opened
 from mc.explorers.states import explore_states, hear, states_data
 from mc.nn.model import LanguageModel
 from mc.tasks.mqar import MQAR, Batch
@@ -37,10 +38,7 @@ def truth():
 
 @pytest.fixture
 def explorer(page, site):
-    page.goto(f"{site}nbs/workshop/explorer_states.html")
-    root = page.locator(".mc-states").first
-    root.wait_for(timeout=20_000)
-    return root
+    return opened(page, f"{site}nbs/workshop/explorer_states.html", ".mc-states")
 
 
 def token(root, t):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import opened
 from mc.evidence.again import main, run_of
 from mc.evidence.records import read_record
 from mc.evidence.runs import Run, measure
@@ -111,9 +112,7 @@ def test_the_picture_of_the_readme_is_the_drawing_of_the_landing_page():
 
 
 def test_the_landing_page_opens_on_a_question_that_gates_answer_and_others_do_not(page, site):
-    page.goto(f"{site}nbs/start/landing.html")
-    root = page.locator(".mc-routing").first
-    root.wait_for(timeout=20_000)
+    root = opened(page, f"{site}nbs/start/landing.html", ".mc-routing")
     token, right = int(root.get_attribute("data-token")), {}
     batch = MQAR().sample(1, torch.Generator().manual_seed(2026))
     for variant in ("attention", "none", "residual", "grm", "ssc"):

@@ -1,12 +1,7 @@
 """The explorers in the chapters of *See it*: what a chapter says one will see is what one sees."""
 import pytest
 
-
-def opened(page, address, css):
-    page.goto(address, wait_until="domcontentloaded")
-    root = page.locator(css).first
-    root.wait_for(timeout=20_000)
-    return root
+from conftest import opened
 
 
 def test_shorter_segments_read_closer_to_the_value(page, site):

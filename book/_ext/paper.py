@@ -4,6 +4,7 @@ themselves: a chapter's subtitle, a heading of the errata, a function's or a tes
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import yaml
 
@@ -30,6 +31,7 @@ class Place:
     part: str = ""      # of the book
 
 
+@cache    # every page asks, and nothing changes during a build
 def chapters(root):
     "All that are in the table of contents, in its order."
     found, toc = [], yaml.safe_load((root / "_toc.yml").read_text())
@@ -78,6 +80,7 @@ def functions(root):
     return [f for f in found if f.equations]
 
 
+@cache
 def tests(root):
     "Tests whose docstrings name an equation."
     found = []
