@@ -135,7 +135,7 @@ def damaged(cache, layer=True):
            "meta": cache.to("meta"), "swla": other.forward_with_cache(X)[1]}
     fields = {"states": [None, {}, {"w": m}, {"m": m}, {"m": None}, {"m": cache.states["m"][:, :, :1]}, {"m": cache.states["m"].to_sparse()}],
               "pools": [None, cache.pools[:, :0], cache.pools[..., :3], cache.pools.numpy(), cache.pools.long()],
-              "lengths": [None, (), (4, 4), (3,), (0,), ("4",), (4.0,) * 2, [4], 4], "online": [None, {}, {"m": m[:1]}, {"m": m.long()}, {"m": m.numpy()}, {"m": m, "k": m}],
+              "cut": [(), (4, 4), (3,), (0,), ("4",), (4.0,) * 2, [4], 4], "online": [None, {}, {"m": m[:1]}, {"m": m.long()}, {"m": m.numpy()}, {"m": m, "k": m}],
               "key_sum": [None, cache.key_sum[:1], cache.key_sum.double(), 0.0], "running": [None, -1, 4, 99, "2", 2.0, True], "pending": [None, {}, {"m": cache.states["m"]}],
               "about": [None, {}, "about", cache.about | {"memory": "swla"}, cache.about | {"top_k": 9}, cache.about | {"new": 1}]}
     if layer:
@@ -217,7 +217,7 @@ DOORS = [
     ("cut cache", lambda cache: LAYER.rewind(cache, 0), "cache", fewer(damaged(CACHE), "batch", "three") | {"none": None}, None),
     ("cut segments", lambda segments: LAYER.rewind(CACHE, segments), "segments", fewer(SIZE, "zero") | {"two": 2}, None),
     ("rewind segments", lambda segments: rewind(BARE, segments, mc.LinearMemory()), "segments", fewer(SIZE, "zero") | {"two": 2}, None),
-    ("rewind cache", lambda cache: rewind(cache, 0, mc.LinearMemory()), "cache", {"none": None, "dict": {}, "keys": KEYS, "lengths": replace(BARE, lengths=None), "about": replace(BARE, about=None)}, None),
+    ("rewind cache", lambda cache: rewind(cache, 0, mc.LinearMemory()), "cache", {"none": None, "dict": {}, "keys": KEYS, "lengths": replace(BARE, cut=[4, 4]), "about": replace(BARE, about=None)}, None),
     ("rewind memory", lambda memory: rewind(BARE, 0, memory), "memory", {"none": None, "other": mc.SWLAMemory(), "class": mc.LinearMemory, "text": "linear"}, None),
     ("attention cache", lambda cache: ATTENTION.forward_with_cache(X, cache), "cache",
      {"dict": {}, "empty": (), "tuple": (KEYS.keys, KEYS.values, KEYS.inputs), "segment": CACHE, "text": "abc", "number": 1, "meta": KEYS.to("meta"), "batch": KEYS.select([0])}

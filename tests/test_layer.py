@@ -240,7 +240,7 @@ def test_caches_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="cache must be a SegmentCache"):
         mc.memory_caching(q, q, q, q, mc.LinearMemory(), segments=4, cache={"m": q})
     with pytest.raises(ValueError, match="running one of 2 tokens"):
-        mc.memory_caching(q, q, q, q, mc.LinearMemory(), segments=[6], cache=replace(cache, about=cache.about | {"size": None}))
+        mc.memory_caching(q, q, q, q, mc.LinearMemory(), segments=[6], cache=replace(cache, cut=cache.lengths, about=cache.about | {"size": None}))
 
 
 @pytest.mark.parametrize("change, message", [
