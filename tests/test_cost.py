@@ -96,7 +96,7 @@ def test_peaks_are_those_of_a_process_of_its_own(tmp_path):
     sizes = Sizes(1, 32, 2, 64)
     record = measure(Peaks("peaks-forward_with_cache", "forward_with_cache", ("ssc",), (256, 16384), sizes), tmp_path, "test")
     small, large = record["bytes"].values()
-    assert small["cache"] * 60 < large["cache"] <= large["peak"] and small["peak"] < 50e6 and record["value"] == pytest.approx(large["peak"] / large["cache"], rel=1e-3)
+    assert small["cache"] * 40 < large["cache"] <= large["peak"] and small["peak"] < 50e6 and record["value"] == pytest.approx(large["peak"] / large["cache"], rel=1e-3)
     assert list(peak_table([record])["tokens"]) == ["256", "16,384"]
 
 
