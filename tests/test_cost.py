@@ -1,13 +1,15 @@
 """What a cache costs: whole models timed side by side, and the bytes that they keep."""
 import pytest
+import torch
 import yaml
 from pathlib import Path
 
 from mc.evidence.schema import SpeedRecord, checked
-from mc.evidence.speed.models import PHASES, QUANTITIES, by_tokens, cost, cost_figure, model_and_tokens, ratio_to
+from mc.evidence.speed.models import PHASES, QUANTITIES, by_tokens, cost, cost_figure, filled, model_and_tokens, ratio_to
+from mc.evidence.speed.peaks import CALLS, Peaks, peak_table
 from mc.evidence.speed.ratios import median_interval
 from mc.evidence.speed.records import measure
-from mc.evidence.speed.variants import KINDS
+from mc.evidence.speed.variants import KINDS, again
 from mc.evidence.variants import VARIANTS, Sizes, model_of
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +68,38 @@ def test_a_token_goes_on_where_the_last_one_ended():
     assert cache[0].position == 32 and call.bytes["cache"] < cache[0].nbytes
 
 
+@pytest.mark.parametrize("name", ["attention", "none", "residual", "ssc", "fenwick", "titans-grm-64"])
+def test_a_cache_that_stands_for_a_long_text_is_as_large_and_as_far(name, monkeypatch):
+    monkeypatch.setattr("mc.evidence.speed.models.PIECE", 64)
+    model, tokens = model_and_tokens(cost("decode", 256, [name, "wide"], SMALL, 6).variants[name])
+    stands = filled(model, tokens[:, :-1])
+    with torch.no_grad():
+        read = model.forward_with_cache(tokens[:, :-1])[1]
+        y, after = model.forward_with_cache(tokens[:, -1:], stands)
+    far = 64 if name == "none" else 256                                            # one state is one state, however long the text
+    assert stands.nbytes == read.nbytes and (stands.position, after.position) == (far, far + 1) and torch.isfinite(y).all()
+    if name == "attention":
+        assert after[0].keys.untyped_storage().data_ptr() == stands[0].keys.untyped_storage().data_ptr()      # a token copies no key
+
+
+def test_a_cache_cannot_be_repeated_within_a_segment_or_where_segments_are_joined():
+    for name, read in (("grm", 20), ("fenwick", 16)):
+        model, tokens = model_and_tokens(cost("decode", read, [name, "none"], SMALL, 6).variants[name])
+        with torch.no_grad():
+            cache = model.forward_with_cache(tokens[:, :-1])[1]
+        with pytest.raises(ValueError, match="whole segments that are not joined"):
+            again(cache[0], 2)
+
+
+@pytest.mark.slow
+def test_peaks_are_those_of_a_process_of_its_own(tmp_path):
+    sizes = Sizes(1, 32, 2, 64)
+    record = measure(Peaks("peaks-forward_with_cache", "forward_with_cache", ("ssc",), (256, 16384), sizes), tmp_path, "test")
+    small, large = record["bytes"].values()
+    assert small["cache"] * 40 < large["cache"] <= large["peak"] and small["peak"] < 50e6 and record["value"] == pytest.approx(large["peak"] / large["cache"], rel=1e-3)
+    assert list(peak_table([record])["tokens"]) == ["256", "16,384"]
+
+
 def test_a_figure_has_a_button_for_each_quantity(records):
     fig = cost_figure(records, NAMES, "title")
     (menu,) = fig.layout.updatemenus
@@ -82,11 +116,13 @@ def test_what_cannot_be_is_refused():
             cost(*given, SMALL, repeats=6)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu"])
+@pytest.mark.parametrize("profile", ["smoke", "cpu"])
 def test_profiles_name_variants_and_sizes_that_there_are(profile):
     given = yaml.safe_load((ROOT / "nbs/bench/cost.yaml").read_text())[profile]
     sizes = Sizes(*(given[n] for n in ("num_layers", "d_model", "num_heads", "segment_size")))
     for phase, lengths in (("training", "train_lengths"), ("prefill", "read_lengths"), ("decode", "step_lengths")):
         for n in given[lengths]:
             cost(phase, n, given["variants"], sizes, given["repeats"], given["steps"])
+    for call in given["peak_calls"]:
+        assert call in CALLS and set(given["peak_variants"]) <= VARIANTS.keys() and sizes.segment_size * 4 <= min(given["peak_lengths"])
     assert given["steps"] >= given["segment_size"]      # the end of a segment has its share in a round

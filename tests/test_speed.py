@@ -1,5 +1,6 @@
 """Speed is measured honestly: turns, ratios, counts, other packages. No test depends on how long anything takes."""
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,22 @@ def test_a_peer_in_its_own_process(tmp_path):
     assert set(record["cpu_seconds"]) == {"GRM", "theirs"} and len(record["rounds"]["theirs"]) == 6
 
 
+def test_what_diverges_has_no_ratio(tmp_path):
+    "Both sides are looked at, the other process included; a record within the bound holds what it saw."
+    packages = fake(tmp_path / "packages", WORKS)
+    record = measure(replace(THEIRS, bound=100), tmp_path / "records", "a test", packages)
+    assert record["error"] is None and record["amounts"].keys() == {"GRM", "theirs"}
+    assert record["amounts"]["GRM"].keys() == {"output", "gradient", "memory"} and record["amounts"]["theirs"].keys() == {"output", "gradient"}
+    record = measure(replace(THEIRS, name="far", bound=1e-6), tmp_path / "records", "a test", packages)
+    assert record["value"] is None and re.search("the output of GRM reaches .*; at most 1e-06 is a memory", record["error"])
+    titans = Variant("layer", 1024, 2, num_heads=4, backend="titans", aggregation="none", chunk_size=64)
+    pair = {"64": titans, "32": replace(titans, chunk_size=32)}
+    record = measure(replace(OURS, name="titans", variants=pair, ratio=("64", "32"), repeats=1, explain=(), bound=100), tmp_path / "records", "a test")
+    assert re.search("the (memory|gradient) of 64 reaches", record["error"])
+    record = measure(replace(OURS, name="32", variants={"a": pair["32"], "b": pair["32"]}, ratio=("a", "b"), repeats=1, explain=(), bound=100), tmp_path / "records", "a test")
+    assert record["error"] is None and record["amounts"]["a"]["memory"] < 10
+
+
 @pytest.mark.parametrize("code, error", [
     ("raise ImportError('cannot use /home/somebody/torch.so')", "ImportError: cannot use torch.so"),
     (WORKS + "    def forward(self, x):\n        raise RuntimeError('first line\\nlast line')", "last line"),
@@ -277,15 +294,16 @@ def test_the_benchmark_leaves_a_record_for_each_measurement(tmp_path):
     place.mkdir(parents=True)
     nbformat.write(nbtool.load(ROOT / "nbs/bench/speed.md"), place / "speed.ipynb")
     profiles = yaml.safe_load((ROOT / "nbs/bench/speed.yaml").read_text())
-    assert set(profiles) == {"smoke", "cpu"} and profiles["smoke"]["packages"] == "" and profiles["cpu"]["shrink"] == 1
+    assert set(profiles) == {"smoke", "cpu", "gpu"} and profiles["smoke"]["packages"] == "" and profiles["cpu"]["shrink"] == 1
+    assert {p: (a["device"], a["compiled"]) for p, a in profiles.items()} == {"smoke": ("cpu", False), "cpu": ("cpu", True), "gpu": ("cuda", False)}
     (place / "speed.yaml").write_text(yaml.safe_dump({"tiny": profiles["smoke"] | {"shrink": 64}}))
     arguments = ["bench", "speed", "--profile", "tiny", "--out", str(tmp_path / "out"), "--notebooks", str(place)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "out/speed/tiny"
     names = [r["name"] for r in read_speed(folder)]
-    assert names == ["attention-32", "attention-64", "deep-dla", "deep-titans", "growth-none", "growth-ssc", "kept-dla", "kept-linear",
-                     "kept-titans", "rate-256", "ssc", "streaming"]
+    assert names == ["attention-32", "attention-64", "deep-dla", "deep-titans", "floor-256-1-32", "floor-256-16-32", "floor-4096-1-32",
+                     "growth-none", "growth-ssc", "kept-dla", "kept-linear", "kept-titans", "rate-256", "rates", "residual", "ssc", "step-ssc", "streaming"]
     assert str(tmp_path) not in json.dumps(nbformat.read(f"{folder}.ipynb", 4))
 
     times = {p: p.stat().st_mtime_ns for p in folder.glob("*.json")}
