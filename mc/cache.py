@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'map_state', 'bounds_of', 'growing_of', 'SegmentCache', 'vouch', 'extend_rows', 'grow', 'extend', 'close',
            'commit', 'merge', 'parts', 'of_parts', 'save', 'load', 'of_file', 'apart', 'together', 'named']
 
-# %% ../nbs/workshop/cache.ipynb #0bbcbd30
+# %% ../nbs/workshop/cache.ipynb #d33bad79
 import json
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,13 +27,13 @@ from mc.checks.values import (
     whole,
 )
 from .cache_files import parts_like, read_cache
-from .cache_rows import picked, settled, tupled
+from .cache_rows import cut_of, picked, settled, tupled
 from .memory.linear import State
 from .segments.fenwick import growing
 from .storage import check_fit, save_tensors
 from .torch_tools import stored
 
-# %% ../nbs/workshop/cache.ipynb #24e88c51
+# %% ../nbs/workshop/cache.ipynb #b31ea934
 PARTS = ("states", "pools", "online", "key_sum", "pending", "inputs", "edges")
 
 
@@ -62,7 +62,8 @@ class SegmentCache:
     """What a Memory Caching layer keeps of the tokens it has seen.
 
     `states`: leaves (B, N, H, ...), the parameters of N cached memories, as a read needs
-    them; `pools`: (B, N, H, D), what their segments are about; `lengths`: their N lengths;
+    them; `pools`: (B, N, H, D), what their segments are about; `cut`: their N `lengths`, or
+    None where all of them have the `size` that `about` tells, so that N is only a shape;
     `online`: leaves (B, H, ...), the running memory with all that its next write needs;
     `key_sum`: (B, H, D), the sum of the running segment's keys; `running`: its tokens so
     far; `pending`: leaves (B, P, H, ...), memories that are still being written beside the
@@ -78,7 +79,7 @@ class SegmentCache:
 
     states: State
     pools: Tensor
-    lengths: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    cut: tuple[int, ...] | tuple[tuple[int, ...], ...] | None
     online: State
     key_sum: Tensor
     running: int | tuple[int, ...]
@@ -101,11 +102,13 @@ class SegmentCache:
             k = k.repeat(1, 1, blocks)  # so wide are sums and pools
         none, pools = map_state(online, few), few(k)
         states = {name: none[name] for name in memory.params or none}
-        return cls(states, pools, (), online, torch.zeros_like(k), 0, none, about)
+        return cls(states, pools, cut_of((), about), online, torch.zeros_like(k), 0, none, about)
 
     def __len__(self) -> int:
         "N, the number of cached memories, of the row that has most."
-        return max(self.counts) if self.ragged else len(self.lengths)
+        if self.cut is None:
+            return self.pools.shape[1]
+        return max(self.counts) if self.ragged else len(self.cut)
 
     def __getitem__(self, i: int) -> State:
         """Cached memory i: leaves (B, H, ...). `IndexError` where there is none, `ValueError`
@@ -117,6 +120,11 @@ class SegmentCache:
         if not -len(self) <= index < len(self):
             raise IndexError(f"segment {index} of a cache that holds {len(self)}")
         return map_state(self.states, lambda leaf: leaf[:, index])
+
+    @property
+    def lengths(self) -> tuple:
+        "Tokens of each cached segment; of a ragged cache those of each row."
+        return (self.about["size"],) * len(self) if self.cut is None else self.cut
 
     @property
     def ragged(self) -> bool:
@@ -146,12 +154,13 @@ class SegmentCache:
     def position(self) -> int:
         "Tokens seen so far. `ValueError` where rows have come unequally far."
         self._equal("position", "positions")
-        return sum(self.lengths) + self.running
+        past = len(self) * self.about["size"] if self.cut is None else sum(self.cut)
+        return past + self.running
 
     @property
     def columns(self) -> int:
         "Columns of the batch seen so far, padding included."
-        return max(self.positions) + self.padded
+        return (max(self.positions) if self.ragged else self.position) + self.padded
 
     @property
     def bounds(self) -> tuple:
@@ -164,7 +173,7 @@ class SegmentCache:
 
     def with_columns(self, columns: int) -> "SegmentCache":
         "The cache that has seen so many columns of the batch."
-        padded = columns - max(self.positions)
+        padded = columns - self.columns + self.padded
         if padded == self.padded:
             return self
         return vouch(replace(self, padded=padded), *self.vouched)
@@ -216,8 +225,8 @@ class SegmentCache:
             return self._map(lambda tensor: picked(tensor, index))
         each, columns = [self.each[b] for b in rows], self.columns
         lengths, running = settled(*zip(*each))
-        after = replace(self, lengths=lengths, running=running)
-        kept = {"pools": len(after), "states": len(after), "edges": len(after)}
+        after = replace(self, cut=cut_of(lengths, self.about), running=running)
+        kept = dict.fromkeys(("pools", "states", "edges"), max(len(some) for some, _ in each))
         kept["pending"] = max(growing_of(lengths, self.about) for lengths, _ in each)
         after = after._map(lambda tensor, part: picked(tensor, index, kept.get(part)), True)
         return replace(after, padded=columns - max(after.positions))
@@ -262,7 +271,7 @@ def vouch(cache: "SegmentCache", *what) -> "SegmentCache":
         object.__setattr__(cache, "vouched", what)
     return cache
 
-# %% ../nbs/workshop/cache.ipynb #06f88103
+# %% ../nbs/workshop/cache.ipynb #7684739a
 def extend_rows(old: Tensor, new: Tensor) -> Tensor:
     """`old` (B, N, ...) and after it the rows `new` (B, n, ...); `old` stays what it is.
 
@@ -303,7 +312,7 @@ def extend(self: SegmentCache, states: State, pools: Tensor, lengths) -> Segment
         self,
         states={n: extend_rows(leaf, states[n]) for n, leaf in self.states.items()},
         pools=extend_rows(self.pools, pools),
-        lengths=(*self.lengths, *lengths),
+        cut=None if self.cut is None else (*self.cut, *lengths),
     )
 
 
@@ -334,7 +343,7 @@ def merge(self: SegmentCache, count: int, pool: Tensor, state: State) -> Segment
         self,
         states={n: grow(leaf[:, :kept], state[n]) for n, leaf in self.states.items()},
         pools=grow(self.pools[:, :kept], pool),
-        lengths=(*self.lengths[:kept], sum(self.lengths[kept:])),
+        cut=(*self.lengths[:kept], sum(self.lengths[kept:])),
     )
 
 
@@ -375,7 +384,7 @@ def of_file(tensors: dict[str, Tensor], header: dict) -> SegmentCache:
     return SegmentCache(
         part("states."),
         tensors["pools"],
-        tupled(header["lengths"]),
+        cut_of(tupled(header["lengths"]), header["about"]),
         part("online."),
         tensors["key_sum"],
         tupled(header["running"]),
@@ -392,7 +401,7 @@ SegmentCache.commit = commit
 SegmentCache.save, SegmentCache.load = save, staticmethod(load)
 SegmentCache.parts, SegmentCache.of_parts = parts, staticmethod(of_parts)
 
-# %% ../nbs/workshop/cache.ipynb #829fd4f7
+# %% ../nbs/workshop/cache.ipynb #6e27a4b6
 def apart(cache: SegmentCache) -> tuple[list, str]:
     "The parts of a cache that hold tensors, and what else it holds, as JSON."
     about = json.dumps([cache.lengths, cache.running, cache.padded, cache.about])
@@ -402,7 +411,7 @@ def apart(cache: SegmentCache) -> tuple[list, str]:
 def together(parts: list, about: str) -> SegmentCache:
     "The cache that `apart` took apart."
     lengths, running, padded, about = json.loads(about)
-    kept = dict(lengths=tupled(lengths), running=tupled(running), padded=padded)
+    kept = dict(cut=cut_of(tupled(lengths), about), running=tupled(running), padded=padded)
     return SegmentCache(**dict(zip(PARTS, parts)), **kept, about=about)
 
 

@@ -109,7 +109,7 @@ def alone() -> None:
             "torch.no_grad()"
         )
 
-# %% ../nbs/workshop/disk_cache.ipynb #f6590f0f
+# %% ../nbs/workshop/disk_cache.ipynb #cecbcf39
 SHARD = 8 << 20  # bytes of a shard
 
 
@@ -211,7 +211,7 @@ class DiskCache(SegmentCache):
             states=longer(self.states),
             carried=longer(self.carried),
             pools=extend_rows(self.pools, pools),
-            lengths=(*self.lengths, *lengths),
+            cut=None if self.cut is None else (*self.cut, *lengths),
         )
 
     def commit(self) -> "DiskCache":

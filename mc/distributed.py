@@ -28,7 +28,7 @@ from .ranks import Gather, Ranks, Tie, agree, ranks_of
 from .ranks import shard, shares, sum_gradients, unshard  # noqa: F401, given on
 from .segments.lengths import Segments
 
-# %% ../nbs/workshop/context_parallel.ipynb #e07b32e3
+# %% ../nbs/workshop/context_parallel.ipynb #e832334d
 def over_ranks(
     tokens: Tokens,
     memory,
@@ -53,7 +53,7 @@ def over_ranks(
         )
     tokens, whole = tokens.map(swap), [n // rules.size for n in counts]
     online, ends = read_online(tokens, memory, rules, segments, cache)
-    cache = replace(cache, lengths=(rules.size,) * sum(whole[: ranks.rank]))
+    cache = replace(cache, cut=(rules.size,) * sum(whole[: ranks.rank]))
     sums, own = pooled(tokens.k, segments, rules, cache)
     pools = own[:, :, [b - 1 for _, b in segments.bounds]]
     parts = {name: ends[name] for name in cache.states} | {"pool": pools}

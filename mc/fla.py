@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'KERNELS', 'OFF', 'options_of', 'Rows', 'lent', 'taken_back', 'MemoryCaching']
 
-# %% ../nbs/workshop/fla_door.ipynb #b40d2238
+# %% ../nbs/workshop/fla_door.ipynb #59e5bf5d
 import difflib
 import warnings
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import SegmentCache, growing_of
-from .cache_rows import settled
+from .cache_rows import cut_of, settled
 from .checks.values import check_flag, check_input, check_size, dense, refusal, said
 from .nn.layer import MCConfig, MemoryCachingLayer
 from .segments.packing import Packing
@@ -47,7 +47,7 @@ def options_of(hidden_size: int, num_heads: int, given: dict) -> dict:
         warnings.warn(f"MemoryCaching ignores {name} = {said(given[name])}{meant}", stacklevel=3)
     return options
 
-# %% ../nbs/workshop/fla_door.ipynb #62ae7ca5
+# %% ../nbs/workshop/fla_door.ipynb #508ce885
 @dataclass(frozen=True)
 class Rows(SegmentCache):
     "A ragged cache in the hands of others, who may reorder its tensors: `rows` (B,) tells how."
@@ -72,13 +72,14 @@ def taken_back(cache: SegmentCache) -> SegmentCache:
     if len(rows) != len(cache.key_sum) or rows == [*range(len(each))]:
         return SegmentCache(**parts)
     lengths, running = settled(*zip(*(each[b] for b in rows)))
-    after = SegmentCache(**parts | dict(lengths=lengths, running=running))
-    most = dict.fromkeys(("states", "pools", "edges"), len(after))
-    most["pending"] = max(growing_of(some, after.about) for some, _ in after.each)
+    after = SegmentCache(**parts | dict(cut=cut_of(lengths, cache.about), running=running))
+    kept = [each[b][0] for b in rows]
+    most = dict.fromkeys(("states", "pools", "edges"), max(map(len, kept)))
+    most["pending"] = max(growing_of(some, after.about) for some in kept)
     after = after._map(lambda a, part: a[:, : most[part]] if part in most else a, True)
     return after.with_columns(cache.columns)
 
-# %% ../nbs/workshop/fla_door.ipynb #a3455b04
+# %% ../nbs/workshop/fla_door.ipynb #d53e761e
 class MemoryCaching(nn.Module):
     """A Memory Caching layer that is made and called as the layers of flash-linear-attention
     are. `layer` is the `MemoryCachingLayer` inside.
@@ -131,7 +132,7 @@ class MemoryCaching(nn.Module):
         x, mask, packed = self._rows(hidden_states, attention_mask, kwargs.get("cu_seqlens"), past_key_values)
         before = self._state(past_key_values)
         keep = past_key_values is not None and bool(use_cache)
-        if mask is not None and before is None and not look(mask.any()):
+        if mask is not None and before is None and not look(mask.any(), stop=True):
             y, after = torch.zeros_like(x), None
         elif keep or before is not None:
             y, after = self.layer.forward_with_cache(x, before, mask)

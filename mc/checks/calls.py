@@ -7,10 +7,11 @@ __all__ = ['ARGUMENTS', 'check_lengths', 'check_tokens', 'check_memory', 'check_
            'read_coefficients', 'check_counts', 'check_row', 'growing_most', 'check_part', 'check_cache',
            'check_inputs']
 
-# %% ../../nbs/workshop/combinations.ipynb #47fcf319
+# %% ../../nbs/workshop/combinations.ipynb #fd6091f6
 from torch import Tensor
 
 from ..cache import SegmentCache, growing_of
+from ..cache_rows import regular
 from mc.checks.values import (
     FLOATS,
     LARGEST_NUMBER,
@@ -28,7 +29,7 @@ from mc.checks.values import (
 )
 from ..memory.protocol import METHODS, REQUIRED, VALUES, FastMemory, complete
 from ..segments.fenwick import powers
-from ..torch_tools import look
+from ..torch_tools import checked, look
 
 # %% ../../nbs/workshop/combinations.ipynb #c11a6a84
 def check_lengths(segments) -> int | list[int]:
@@ -103,10 +104,10 @@ def check_made(made) -> tuple[FastMemory, dict]:
         raise refusal("backend", "a module that returns (memory, coefficients)", made)
     return check_memory(made[0]), made[1]
 
-# %% ../../nbs/workshop/combinations.ipynb #abaad0f3
+# %% ../../nbs/workshop/combinations.ipynb #e821d572
 def check_share(name: str, c: Tensor, share: bool) -> None:
     "Refuse, with a `ValueError`, values that are not finite or, of a share, not in [0, 1]."
-    if not (look(((0 <= c) & (c <= 1)).all()) if share else finite(c)):
+    if checked(c) and not (look(((0 <= c) & (c <= 1)).all()) if share else finite(c)):
         raise ValueError(
             f"coefficients: {name} must be {'between 0 and 1' if share else 'finite'}; "
             f"got {c.min().item()} to {c.max().item()}"
@@ -123,7 +124,7 @@ def read_rate(name: str, given, shape: tuple[int, int, int], like: Tensor) -> Te
             raise refusal(what, wanted, given)
         if not abs(number := plain(given)) <= LARGEST_NUMBER:
             raise refusal(what, "finite", given)
-        return like.new_tensor(float(number))
+        return like.new_full((), float(number))
     if not dense(given) or given.dtype not in FLOATS:
         raise refusal(what, f"{wanted}, of a floating type", given)
     if given.ndim and given.shape != shape:
@@ -165,15 +166,21 @@ def read_coefficients(memory, given: dict | None, like: Tensor) -> dict[str, Ten
         read[name] = c.expand(shape)[..., None]
     return read
 
-# %% ../../nbs/workshop/combinations.ipynb #e692fe13
+# %% ../../nbs/workshop/combinations.ipynb #6e2886c4
 ARGUMENTS = {"size": "segments (of a layer: segment_size)"}
 
 
 def check_counts(cache: SegmentCache) -> None:
     "Refuse, with a `ValueError`, lengths of segments that no sequence of tokens leaves."
     about = check_kind("cache.about", cache.about, dict)
-    lengths = check_kind("cache.lengths", cache.lengths, tuple)
     check_size("cache.padded", cache.padded, 0)
+    if cache.cut is None:  # as many segments as pools, and nothing to count
+        if not regular(about):
+            raise refusal("cache.lengths", "a tuple", cache.cut)
+        if not dense(cache.pools) or cache.pools.ndim < 2:
+            raise refusal("cache.pools", "a tensor (B, N, H, D)", cache.pools)
+        return check_row(None, cache.running, about)
+    lengths = check_kind("cache.lengths", cache.cut, tuple)
     if not cache.ragged:
         return check_row(lengths, cache.running, about)
     if not all(isinstance(some, tuple) for some in lengths):
@@ -184,11 +191,13 @@ def check_counts(cache: SegmentCache) -> None:
         check_row(some, running, about)
 
 
-def check_row(lengths: tuple, running: int, about: dict) -> None:
-    "`check_counts` for one row of a cache that `about` describes."
+def check_row(lengths: tuple | None, running: int, about: dict) -> None:
+    "`check_counts` for one row of a cache that `about` describes; no `lengths`: all alike."
     size, running = about.get("size"), check_size("cache.running", running, 0)
     if size and about.get("aggregation") != "none" and running >= size:
         raise refusal("cache.running", f"below the {size} tokens of a segment", running)
+    if lengths is None:
+        return
     if not size and (not lengths or min(counted(lengths) or [0]) > 0):
         return
     whole = [1] * len(lengths)
@@ -200,6 +209,8 @@ def check_row(lengths: tuple, running: int, about: dict) -> None:
 
 def growing_most(cache: SegmentCache) -> int:
     "How many memories a cache must hold that are written beside the online one."
+    if cache.cut is None:
+        return 0
     return max(growing_of(lengths, cache.about) for lengths, _ in cache.each)
 
 

@@ -8,7 +8,7 @@ __all__ = ['LARGEST', 'LARGEST_NUMBER', 'FLOATS', 'dense', 'said', 'refusal', 'i
            'NotFinite', 'finite', 'check_tensor', 'check_alike', 'check_finite', 'check_place', 'check_input',
            'check_index', 'check_state', 'check_result']
 
-# %% ../../nbs/workshop/values.ipynb #b0440d34
+# %% ../../nbs/workshop/values.ipynb #bce137f8
 import difflib
 import math
 import operator
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..torch_tools import look
+from ..torch_tools import checked, look
 
 # %% ../../nbs/workshop/values.ipynb #1b2984d6
 def dense(given) -> bool:
@@ -173,7 +173,7 @@ def settle(config, **values) -> None:
     for name, value in values.items():
         object.__setattr__(config, name, value)
 
-# %% ../../nbs/workshop/values.ipynb #06f6bd08
+# %% ../../nbs/workshop/values.ipynb #e6223f66
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -182,7 +182,9 @@ class NotFinite(ValueError):
 
 
 def finite(a: Tensor) -> bool:
-    "Whether all values are finite, as far as they may be looked at. Cost: one sum."
+    "Whether all values are finite, as far as they are `checked`. Cost: one sum."
+    if not checked(a):
+        return True
     a = a.detach() if a.requires_grad else a
     return look(a.sum().isfinite()) or look(a.isfinite().all())  # a finite sum: finite terms
 
@@ -238,7 +240,7 @@ def check_input(x: Tensor, rank: int, width: int, like: Tensor) -> None:
     check_tensor("x", x, **rows, d_model=width)
     check_place("x", x, like)
 
-# %% ../../nbs/workshop/values.ipynb #bdd94166
+# %% ../../nbs/workshop/values.ipynb #8af6af11
 def check_index(name: str, given, count: int) -> Tensor:
     """Integers from 0 to `count` - 1 as a tensor (n,), from a tensor, an array or a list; a
     `ValueError` for anything else.
@@ -248,7 +250,7 @@ def check_index(name: str, given, count: int) -> Tensor:
         if not integral(given) or given.ndim != 1 or given.numel() == 0:
             raise refusal(name, wanted, given)
         index = given.long()
-        if not look(((index >= 0) & (index < count)).all()):
+        if checked(index) and not look(((index >= 0) & (index < count)).all()):
             raise refusal(name, wanted, index.tolist())
         return index
     found = counted(given)

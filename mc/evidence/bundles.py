@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'CONTENT', 'SUMS', 'FILES', 'COLUMNS', 'weighted', 'details_of', 'summary', 'as_csv', 'plain', 'table',
            'report', 'versions', 'digest', 'read_lines', 'sums', 'is_bundle', 'Bundle', 'as_line']
 
-# %% ../../nbs/workshop/bundles.ipynb #4afc04e4
+# %% ../../nbs/workshop/bundles.ipynb #fdc83927
 import contextlib
 import csv
 import hashlib
@@ -21,12 +21,7 @@ from pathlib import Path
 
 from ..checks.values import check_flag
 from ..scores import AT_ONCE, RESAMPLES, Interval, interval
-from ..storage import as_json, load_json, save_json, write_atomic
-
-try:
-    import fcntl
-except ImportError:  # Windows: two that write the same results are not told apart
-    fcntl = None
+from ..storage import as_json, held, load_json, save_json, write_atomic
 
 FORMAT = 1
 CONTENT = ("rows.jsonl", "summary.csv", "summary.json", "report.md")
@@ -129,7 +124,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
     return found
 
-# %% ../../nbs/workshop/bundles.ipynb #3d379f89
+# %% ../../nbs/workshop/bundles.ipynb #72b9c92d
 def digest(content) -> str:
     "SHA-256 of `content` as JSON."
     return hashlib.sha256(as_json("content", content, sort_keys=True).encode()).hexdigest()
@@ -188,22 +183,12 @@ class Bundle:
     @contextlib.contextmanager
     def held(self):
         "Keep other processes out until the block ends; `BlockingIOError` if one is at it."
-        self.part.mkdir(parents=True, exist_ok=True)
-        place = os.open(self.part, os.O_RDONLY) if fcntl else None
-        try:
-            fcntl and fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(place)
-            raise BlockingIOError(error.errno, "another process writes these results", str(self.out)) from None
-        except OSError:  # some network disks know no locks
-            pass
-        try:
-            yield self
-        finally:
-            if not self.finished and (not self.rows.exists() or not self.rows.stat().st_size):
-                shutil.rmtree(self.part, ignore_errors=True)
-            if fcntl:
-                os.close(place)
+        with held(self.part, "another process writes these results", self.out):
+            try:
+                yield self
+            finally:
+                if not self.finished and (not self.rows.exists() or not self.rows.stat().st_size):
+                    shutil.rmtree(self.part, ignore_errors=True)
 
     def begin(self) -> list[dict]:
         "The lines that an interrupted evaluation of the same left behind."

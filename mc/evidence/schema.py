@@ -137,7 +137,7 @@ def argument(kind, value, name: str):
         words = TypeAdapter(kind).json_schema()["description"]
         raise ValueError(f"{name} must be {words}; got {value!r}") from None
 
-# %% ../../nbs/workshop/schema.ipynb #c1c951ab
+# %% ../../nbs/workshop/schema.ipynb #fe600374
 class Checked(BaseModel):
     "What may hold what it lists and nothing else; a `ValueError` in one sentence for anything else."
 
@@ -221,6 +221,10 @@ class Ratio(Checked):
     cpu_seconds: dict[str, Amount] = Field({}, description="finite numbers by name")
     rounds: dict[str, list[Amount]] = Field({}, description="lists of numbers by name")
     bytes: dict[str, dict[str, Whole]] = Field({}, description="integers by name")
+    flops: dict[str, Count] = Field({}, description="integers of at least 1 by name")
+    amounts: dict[str, dict[str, Amount]] = Field({}, description="amounts by name")
+    failed: dict[str, Text] = Field({}, description="text by name")
+    machine: dict[str, Any] = Field({}, description="what a machine says of itself")
     settings: dict[str, Any] = Field(description="settings by name")
     seconds: Amount
     load: Amount

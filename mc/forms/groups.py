@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stops', 'join_states', 'group_states']
 
-# %% ../../nbs/workshop/groups.ipynb #9e45ce68
+# %% ../../nbs/workshop/groups.ipynb #433f317d
 import torch
 
 from ..cache import map_state
@@ -13,6 +13,7 @@ from ..segments.fenwick import growing, reach
 from ..memory.linear import State
 from .online import in_turn
 from .sequential import Tokens
+from ..torch_tools import index_on
 
 # %% ../../nbs/workshop/groups.ipynb #8e7b8bd8
 def stops(first: int, after: int) -> int:
@@ -24,7 +25,7 @@ def stops(first: int, after: int) -> int:
     size = reach(first)
     return after if size is None else min(first + size, after)
 
-# %% ../../nbs/workshop/groups.ipynb #d9eb3df1
+# %% ../../nbs/workshop/groups.ipynb #b24c5fbd
 def join_states(parts: list[State]) -> State:
     "States (B, H, n, ·) one after the other."
     return {name: torch.cat([part[name] for part in parts], 2) for name in parts[0]}
@@ -58,7 +59,8 @@ def group_states(
 
     def go(start: State, firsts: list[int], begin: int, stop: int) -> None:
         "Groups that begin with the blocks `firsts`, from their block `begin` up to `stop`."
-        index = torch.tensor([[a + i - before for i in range(begin, stop)] for a in firsts])
+        index = tuple(a + i - before for a in firsts for i in range(begin, stop))
+        index = index_on(index, blocks.k.device).view(len(firsts), -1)
         some = blocks.map(lambda x: x[:, :, index].flatten(3, 4))
         _, states = in_turn(memory, start, some, blocks.k.shape[3], chunk)
         for row, a in enumerate(firsts):

@@ -6,7 +6,7 @@
 __all__ = ['Stretch', 'cut_rows', 'ragged', 'side_by_side', 'in_turn', 'own_pools', 'close_rows', 'with_memories', 'hide',
            'read_rows']
 
-# %% ../../nbs/workshop/ragged_form.ipynb #5933646d
+# %% ../../nbs/workshop/ragged_form.ipynb #297cef4b
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cache import SegmentCache, map_state
-from ..cache_rows import put, settled
+from ..cache_rows import cut_of, put, settled
 from .online import chunk_of
 from .parallel import ROWS, Written, compared, read_all, swap
 from .sequential import Pass, Tokens
@@ -177,7 +177,7 @@ def own_pools(
     index = torch.tensor([done[one.row] + one.place for one in cut])[:, None, None]
     return sums, pool(sums, count, index.to(keys), rules.pool, *blocks)
 
-# %% ../../nbs/workshop/ragged_form.ipynb #090c6e84
+# %% ../../nbs/workshop/ragged_form.ipynb #d71e73e1
 def close_rows(
     cut: list, closed: State | None, online: State, sums: Tensor, own: Tensor, rules, cache
 ) -> SegmentCache:
@@ -200,7 +200,7 @@ def close_rows(
     last_sums = at_end(sums, [*final.values()]).masked_fill(over, 0)
     after = replace(
         cache,
-        lengths=lengths,
+        cut=cut_of(lengths, cache.about),
         running=running,
         online=online,
         key_sum=cache.key_sum.index_copy(0, index([*final]), last_sums),
@@ -221,7 +221,8 @@ def with_memories(
     if rules.detach_cache:
         closed, pools = map_state(closed, Tensor.detach), pools.detach()
     where = *(torch.tensor(n, device=pools.device) for n in (rows, slots)),
-    lay = lambda old, new: put(old, *where, new, len(after))
+    total = max(len(cache), max(slots) + 1)
+    lay = lambda old, new: put(old, *where, new, total)
     states = {name: lay(leaf, closed[name]) for name, leaf in cache.states.items()}
     return replace(after, states=states, pools=lay(cache.pools, pools))
 

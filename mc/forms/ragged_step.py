@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ragged_step', 'by_groups']
 
-# %% ../../nbs/workshop/ragged_step.ipynb #c09cf481
+# %% ../../nbs/workshop/ragged_step.ipynb #0d66f013
 from dataclasses import replace
 from typing import Callable
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache import SegmentCache, map_state
-from ..cache_rows import settled, stacked
+from ..cache_rows import cut_of, settled, stacked
 from .ragged import hide, with_memories
 from .sequential import Pass, Tokens
 from .streaming import read_cached
@@ -23,7 +23,7 @@ from ..options import Rules
 from ..read.gated import scores
 from ..read.pools import in_blocks, pool
 
-# %% ../../nbs/workshop/ragged_step.ipynb #c2c8a913
+# %% ../../nbs/workshop/ragged_step.ipynb #a723eddd
 def ragged_step(
     tokens: Tokens, memory, rules: Rules, counts: list[int], cache: SegmentCache
 ) -> Pass:
@@ -75,7 +75,9 @@ def ragged_step(
     lengths = [old + (size,) if end else old for (old, _), end in zip(each, over)]
     running = [0 if end else n for n, end in zip(running, over)]
     lengths, running = settled(lengths, running)
-    after = replace(cache, lengths=lengths, running=running, online=online, key_sum=key_sum)
+    after = replace(
+        cache, cut=cut_of(lengths, cache.about), running=running, online=online, key_sum=key_sum
+    )
     if rows := [b for b, end in enumerate(over) if end]:
         closed, pools = some_of(online, rows), some_of({"k": own}, rows)["k"]
         slots = held[rows].tolist()

@@ -6,7 +6,7 @@
 __all__ = ['Tokens', 'own_block', 'write', 'finished', 'own_pool', 'route', 'read', 'close', 'merged', 'Pass', 'sequential',
            'join', 'columns']
 
-# %% ../../nbs/workshop/definition.ipynb #8144ba25
+# %% ../../nbs/workshop/definition.ipynb #9d2b0fcb
 from dataclasses import replace
 from typing import Callable, NamedTuple
 
@@ -21,6 +21,7 @@ from ..read.gated import scores
 from ..read.pools import in_blocks, join_pools, pool
 from ..read.router import Route, gate
 from ..segments.lengths import Segments
+from ..torch_tools import index_on
 
 # %% ../../nbs/workshop/definition.ipynb #970ec64b
 class Tokens(NamedTuple):
@@ -38,12 +39,12 @@ class Tokens(NamedTuple):
         "The same `change` made to every tensor."
         return Tokens(*map(change, self[:4]), map_state(self.coefficients, change))
 
-# %% ../../nbs/workshop/definition.ipynb #52677f5e
+# %% ../../nbs/workshop/definition.ipynb #3aa786d5
 def own_block(k: Tensor, place: int, rules: Rules) -> Tensor:
     "The key `k` (B, H, D) of the token at `place` of its segment, in its part of it."
     if rules.pool_blocks == 1:
         return k
-    return in_blocks(k, torch.tensor(place, device=k.device), rules.pool_blocks, rules.size)
+    return in_blocks(k, torch.full((), place, device=k.device), rules.pool_blocks, rules.size)
 
 
 def write(
@@ -55,7 +56,7 @@ def write(
     Cost: one write, and one for each pending memory.
     """
     online, pending = cache.online, cache.pending
-    if cache.running % rules.chunk_size == 0:
+    if memory.chunked and cache.running % rules.chunk_size == 0:
         online, pending = memory.anchor(online), memory.anchor(pending)
     if count := next(iter(pending.values())).shape[1]:
         beside = lambda a: a[:, None].expand(-1, count, *a.shape[1:])
@@ -69,7 +70,7 @@ def write(
         running=cache.running + 1,
     )
 
-# %% ../../nbs/workshop/definition.ipynb #e60f5777
+# %% ../../nbs/workshop/definition.ipynb #c9c94643
 def finished(cache: SegmentCache, rules: Rules) -> int:
     "How many segments (of a Fenwick cut: blocks) are finished."
     return (
@@ -79,7 +80,7 @@ def finished(cache: SegmentCache, rules: Rules) -> int:
 
 def own_pool(cache: SegmentCache, rules: Rules) -> Tensor:
     "The pool (B, H, D) of the running segment, of its tokens so far."
-    index = cache.key_sum.new_tensor(finished(cache, rules))
+    index = cache.key_sum.new_full((), finished(cache, rules))
     return pool(cache.key_sum, cache.running, index, rules.pool, rules.pool_blocks, rules.size)
 
 
@@ -106,7 +107,7 @@ def read(memory, cache: SegmentCache, q: Tensor, route: Route, rules: Rules) -> 
         memory, cache.states, cache.online, q, route.gates, route.best
     )
 
-# %% ../../nbs/workshop/definition.ipynb #dc7f7c7d
+# %% ../../nbs/workshop/definition.ipynb #f1820019
 def close(cache: SegmentCache, rules: Rules, fresh: State) -> SegmentCache:
     """Finish the running segment. The next one starts `fresh`, leaves (B, H, ...), or from
     this one's end state.
@@ -127,7 +128,7 @@ def merged(before: SegmentCache, closed: SegmentCache, rules: Rules) -> SegmentC
     n = finished(before, rules)
     first, end = group(n + 1)
     count = (end - first).bit_length()
-    lengths = closed.pools.new_tensor(closed.lengths[-count:])
+    lengths = index_on(closed.lengths[-count:], closed.pools.device).to(closed.pools)
     pools = closed.pools[:, -count:].transpose(1, 2)
     pooled, state = join_pools(pools, lengths, rules.pool), before.online
     if rules.init == "checkpoint":
@@ -136,9 +137,11 @@ def merged(before: SegmentCache, closed: SegmentCache, rules: Rules) -> SegmentC
     growth = {
         m: torch.cat([leaf, state[m][:, None]], 1) for m, leaf in before.pending.items()
     }
-    pick = lambda index: map_state(growth, lambda leaf: leaf[:, index])
+    place = closed.pools.device
+    pick = lambda some: map_state(growth, lambda leaf: leaf[:, index_on(tuple(some), place)])
     still = pick([firsts.index(a) for a in growing(n + 1)])
-    return replace(closed.merge(count, pooled, pick(firsts.index(first))), pending=still)
+    whole = map_state(growth, lambda leaf: leaf[:, firsts.index(first)])
+    return replace(closed.merge(count, pooled, whole), pending=still)
 
 # %% ../../nbs/workshop/definition.ipynb #d7f1631e
 class Pass(NamedTuple):
@@ -185,12 +188,14 @@ def sequential(
             cache = close(cache, rules, fresh)
     return join(steps)._replace(cache=cache)
 
-# %% ../../nbs/workshop/definition.ipynb #404ef08f
+# %% ../../nbs/workshop/definition.ipynb #a19e5641
 def join(passes: list[Pass]) -> Pass:
     "Consecutive passes as one."
     bounds = sorted({pair for one in passes for pair in one.bounds}, key=lambda pair: pair[1])
 
-    def lay(name: str, missing: float) -> Tensor:
+    def lay(name: str, missing: float) -> Tensor | None:
+        if getattr(passes[0], name) is None:
+            return None
         rows = [columns(getattr(one, name), one.bounds, bounds, missing) for one in passes]
         return torch.cat(rows, 1)
 
@@ -208,6 +213,6 @@ def columns(row: Tensor, held: tuple, bounds: list, missing: float) -> Tensor:
     "`row` (..., n+1) over the memories `held`, laid out over `bounds` (..., N+1)."
     if len(held) == len(bounds):
         return row
+    places = (*(bounds.index(pair) for pair in held), len(bounds))
     out = row.new_full((*row.shape[:-1], len(bounds) + 1), missing)
-    out[..., [*(bounds.index(pair) for pair in held), -1]] = row
-    return out
+    return out.index_copy(-1, index_on(places, row.device), row)

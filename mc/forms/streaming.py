@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['read_cached', 'step']
 
-# %% ../../nbs/workshop/streaming_form.ipynb #600f92d8
+# %% ../../nbs/workshop/streaming_form.ipynb #aeb88718
+import torch
 from torch import Tensor
 
 from ..cache import SegmentCache, map_state
@@ -40,7 +41,7 @@ def read_cached(
         y = y + in_parts(memory.recall, states, rows, weights[..., :-1], tiles)
     return y[:, :, 0]
 
-# %% ../../nbs/workshop/streaming_form.ipynb #a7ca04bd
+# %% ../../nbs/workshop/streaming_form.ipynb #6f0e8210
 def step(
     tokens: Tokens,
     memory,
@@ -59,7 +60,7 @@ def step(
     cache = write(memory, cache, k, v, map_state(rates, lambda c: c[..., 0]), rules)
     routed = route(cache, u, rules)
     y = read_cached(memory, cache, q, routed, rules)
-    bounds = cache.bounds
+    bounds = () if torch.compiler.is_compiling() else cache.bounds  # a list: a graph for each
     if closes[0]:
         cache = close(cache, rules, memory.start(k, v))
     return Pass(*(a[:, None] for a in (y, *routed[:3])), cache, bounds)

@@ -6,14 +6,14 @@
 __all__ = ['IDLE', 'Places', 'way_back', 'laid_back', 'RaggedReads', 'idle_behind', 'some_of', 'put_back', 'in_pieces', 'inside',
            'Scanned', 'scan_stretches', 'ends_of']
 
-# %% ../../nbs/workshop/stretches.ipynb #925dc1ca
+# %% ../../nbs/workshop/stretches.ipynb #8444f61c
 from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cache import map_state
-from .online import Reader, last, walk
+from .online import Reader, every, last, walk
 from .sequential import Tokens
 from ..memory.dla import DLAMemory
 from ..memory.gated_delta import GatedDeltaMemory
@@ -133,7 +133,7 @@ def inside(
             at[i] += size
     return state
 
-# %% ../../nbs/workshop/stretches.ipynb #85dfad6e
+# %% ../../nbs/workshop/stretches.ipynb #a86b3e26
 class Scanned(NamedTuple):
     """What stretches have written: `reads`, for `RaggedReads`; `ends`, the state of each
     after its last token (I, H, ·); `at(index, tokens)`: the states of the stretches `index`
@@ -182,7 +182,8 @@ def scan_stretches(
         places = Places(at, left, device, -(-max(left) // chunk) * chunk)
         some, bodies = some_of(state, who), {i: n for n, i in enumerate(who)}
         rows = idle_behind(memory, flat.map(places.take), places.real)
-        scans, (chunk_ends,) = walk(memory, some, rows, chunk)
+        scans, (ends,) = walk(memory, some, rows, chunk)
+        chunk_ends = every(ends, 1, 2)
         reads.append((places, Reader(scans)))
         whole = [-(-n // chunk) if idle else n // chunk for n in left]
         there = [n for n, c in enumerate(whole) if c]

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['DeepMemory', 'gradients', 'write', 'read', 'read_rows', 'weighted', 'weighted_gradients', 'recall', 'soup']
 
-# %% ../../nbs/workshop/deep_memories.ipynb #f13a50b4
+# %% ../../nbs/workshop/deep_memories.ipynb #8a714ac5
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks.values import FLOATS, check_flag, dense, refusal
 from ..torch_tools import applied
-from .dual import gelu, scan
+from .dual import gelu_back, scan
 from .linear import State, outer
 from .recall import Recall, recall_matrices, stack
 
-# %% ../../nbs/workshop/deep_memories.ipynb #44007208
+# %% ../../nbs/workshop/deep_memories.ipynb #db2e744b
 class DeepMemory:
     """A memory of two layers, `M(x) = x + W1 gelu(W2 x)` (App. B), written by gradients.
 
@@ -76,24 +76,25 @@ class DeepMemory:
 
     def scan(self, start: State, k: Tensor, v: Tensor, alpha, eta, beta=None):
         """A row of N chunks: `k`, `v` (..., N, b, D), coefficients (..., N, b). Returns the
-        online reads as a function of queries (..., N, b, D), and the state at each chunk's
-        end. The dual form, `mc.memory.dual.scan`.
+        online reads as a function of queries (..., N, b, D), and a list of the states at the
+        chunks' ends. The dual form, `mc.memory.dual.scan`.
         """
         return scan(self, start, k, v, alpha, eta, beta)
 
-# %% ../../nbs/workshop/deep_memories.ipynb #9f3826a8
+# %% ../../nbs/workshop/deep_memories.ipynb #d0d61fde
 def gradients(self: DeepMemory, state: State, k: Tensor, v: Tensor, eta: Tensor):
     """The parts of the inner gradients of `C` tokens, all taken at the anchor.
 
     `k`, `v` (..., C, D), `eta` (..., C). Returns `e` (..., C, D), `d` and `h` (..., C, F),
     with dW1 = e hᵀ and dW2 = d kᵀ, and the step (..., C) that multiplies them.
     """
-    h, slope = gelu(k @ state["a2"].transpose(-1, -2))
+    z = k @ state["a2"].transpose(-1, -2)
+    h = F.gelu(z)
     e = self.error(state, k, v, h)
     rate = self.sign * eta
     if self.normalised_step:
         rate = rate / (1 + h.square().sum(-1))
-    return e, (e @ state["a1"]) * slope, h, rate
+    return e, gelu_back(e @ state["a1"], z), h, rate
 
 
 def write(
@@ -138,7 +139,7 @@ def read_rows(
 
 DeepMemory.read, DeepMemory.read_rows = read, read_rows
 
-# %% ../../nbs/workshop/deep_memories.ipynb #832f2a39
+# %% ../../nbs/workshop/deep_memories.ipynb #8296186d
 def weighted(q: Tensor, weights: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """`Σ_i γ_ti M_i(q_t)` of N deep memories: `q` (B, H, T, D), `weights` (B, H, T, N),
     `w1` (B, H, N, D, F), `w2` (B, H, N, F, D). Returns (B, H, T, D).
@@ -163,10 +164,11 @@ def weighted_gradients(
     """
     N, width, rows = *w2.shape[-3:-1], w2.flatten(-3, -2)
     apart = lambda x: x.reshape(*x.shape[:-1], N, width)  # a hidden layer of each memory
-    h, rise = gelu(apart(q @ rows.transpose(-1, -2)))
+    z = apart(q @ rows.transpose(-1, -2))
+    h = F.gelu(z)
     wide = apart(slope @ stack(w1).transpose(-1, -2))
     to_weights = (slope * q).sum(-1, keepdim=True) + (wide * h).sum(-1)
-    to_z = (weights[..., None] * wide * rise).reshape(*wide.shape[:-2], -1)
+    to_z = gelu_back(weights[..., None] * wide, z).reshape(*wide.shape[:-2], -1)
     to_q = weights.sum(-1, keepdim=True) * slope + to_z @ rows
     to_w1 = slope.transpose(-1, -2) @ (weights[..., None] * h).flatten(-2)
     to_w2 = to_z.transpose(-1, -2) @ q

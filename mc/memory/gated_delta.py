@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['GatedDeltaMemory', 'scan']
 
-# %% ../../nbs/memories/your_own.ipynb #42b8f9a1
+# %% ../../nbs/memories/your_own.ipynb #21abefc5
 import torch
 from torch import Tensor
 
 from .linear import LinearMemory, State, outer
-from .swla import products
+from .decay import plus_product, products
 
 # %% ../../nbs/memories/your_own.ipynb #dce0de3f
 class GatedDeltaMemory(LinearMemory):
@@ -34,7 +34,7 @@ class GatedDeltaMemory(LinearMemory):
         missing = v - self.read(kept, k)
         return {"m": kept["m"] + eta[..., None, None] * outer(missing, k)}
 
-# %% ../../nbs/memories/your_own.ipynb #31e8e351
+# %% ../../nbs/memories/your_own.ipynb #0695dedd
 def scan(self: GatedDeltaMemory, start: State, k: Tensor, v: Tensor, alpha, eta):
     """A row of chunks at once, as `LinearMemory.scan`: `k` (..., N, C, D_k), `v`
     (..., N, C, D_v), `alpha`, `eta` (..., N, C), `start` (..., D_v, D_k).
@@ -59,8 +59,8 @@ def scan(self: GatedDeltaMemory, start: State, k: Tensor, v: Tensor, alpha, eta)
     written = new - asked @ begins.transpose(-1, -2)
 
     def online(q: Tensor) -> Tensor:
-        inside = (P * (q @ k.transpose(-1, -2))) @ written
-        return inside + decay[..., None] * (q @ begins.transpose(-1, -2))
+        inside = P * (q @ k.transpose(-1, -2))
+        return plus_product(decay[..., None] * (q @ begins.transpose(-1, -2)), inside, written)
 
     return online, {"m": torch.stack(states[1:], -3)}
 

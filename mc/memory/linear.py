@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['State', 'outer', 'LinearMemory', 'scan', 'anchor', 'read_rows', 'recall', 'soup']
 
-# %% ../../nbs/see/memory.ipynb #59b875eb
+# %% ../../nbs/see/memory.ipynb #6c389f66
 from typing import Callable
 
 import torch
 from torch import Tensor
 
+from .decay import added_up, plus_product
 from .recall import Tile, recall_matrices
 
 # %% ../../nbs/see/memory.ipynb #6c6ebd4d
@@ -52,7 +53,7 @@ class LinearMemory:
         "`M(q)`: the answer (..., D_v) of the memory to `q` (..., D_k). Cost: O(D_v D_k)."
         return (state["m"] @ q[..., None])[..., 0]
 
-# %% ../../nbs/see/memory.ipynb #90625f7c
+# %% ../../nbs/see/memory.ipynb #a673d252
 def scan(self: LinearMemory, start: State, k: Tensor, v: Tensor) -> tuple[Callable, State]:
     """A row of chunks at once: a function for every online read `M_t q_t`, and the state at
     the end of each chunk.
@@ -64,11 +65,13 @@ def scan(self: LinearMemory, start: State, k: Tensor, v: Tensor) -> tuple[Callab
     Cost: O(N (C² D + C D²)) time, O(N (C² + D²)) memory.
     """
     written = v.transpose(-1, -2) @ k
-    ends = start["m"].unsqueeze(-3) + written.cumsum(-3)
-    begins = torch.cat([start["m"].unsqueeze(-3), ends[..., :-1, :, :]], -3)
+    ends = added_up(start["m"], written)
+    begins = ends - written
+    earlier = k.new_ones(k.shape[-2], k.shape[-2]).tril()
 
     def online(q: Tensor) -> Tensor:
-        return (q @ k.transpose(-1, -2)).tril() @ v + q @ begins.transpose(-1, -2)
+        inside = earlier * (q @ k.transpose(-1, -2))
+        return plus_product(q @ begins.transpose(-1, -2), inside, v)
 
     return online, {"m": ends}
 

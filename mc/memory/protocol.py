@@ -44,7 +44,7 @@ class Memory(Protocol):
         """
         ...
 
-# %% ../../nbs/workshop/memory_protocol.ipynb #60cf6feb
+# %% ../../nbs/workshop/memory_protocol.ipynb #0290bf70
 class FastMemory(Memory, Protocol):
     """What the parallel form and the streaming step ask of a memory beside the three parts of
     `Memory`. Each body is what stands in for the part where a memory lacks it.
@@ -82,10 +82,11 @@ class FastMemory(Memory, Protocol):
             rows.append(torch.einsum("bhtn,bhntd->bhtd", shares, self.read_rows(some, asks)))
         return torch.cat(rows, -2)
 
-    def scan(self, start: State, k: Tensor, v: Tensor, **rates) -> tuple[Callable, State]:
+    def scan(self, start: State, k: Tensor, v: Tensor, **rates) -> tuple[Callable, State | list[State]]:
         """N chunks of C tokens at once: `start` (..., ·), `k` (..., N, C, D_k), `v`
         (..., N, C, D_v), coefficients (..., N, C). Returns a function from queries
-        (..., N, C, D_k) to the online reads, and the states (..., N, ·) after the chunks.
+        (..., N, C, D_k) to the online reads, and the states (..., N, ·) after the chunks, or
+        a list of N states (..., ·), of which only those that are wanted are put together.
         No stand-in: a call of more than one token takes the sequential form.
         """
         raise NotImplementedError

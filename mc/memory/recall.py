@@ -6,12 +6,13 @@
 __all__ = ['Tile', 'BLOCK', 'widen', 'stack', 'mixed', 'mixed_gradients', 'spread', 'part', 'Recall', 'recall_matrices', 'Parts',
            'beside', 'whole', 'in_parts']
 
-# %% ../../nbs/workshop/cached_reads.ipynb #ca288129
+# %% ../../nbs/workshop/cached_reads.ipynb #f08da812
 from typing import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from .decay import joined
 from ..torch_tools import applied
 
 # %% ../../nbs/workshop/cached_reads.ipynb #6ecd4f86
@@ -83,7 +84,7 @@ def part(
     a, b, seen = tile
     return [q[..., a:b, :], weights[..., a:b, seen], *(leaf[:, :, seen] for leaf in leaves)]
 
-# %% ../../nbs/workshop/cached_reads.ipynb #cf0c1242
+# %% ../../nbs/workshop/cached_reads.ipynb #c67df90e
 class Recall(torch.autograd.Function):
     """`read(q[a:b], weights[a:b, seen], leaves[seen])` for each tile (a, b, seen) of the
     tokens; the tiles cover them in order.
@@ -97,7 +98,7 @@ class Recall(torch.autograd.Function):
     @staticmethod
     def forward(read, gradients, tiles, q, weights, *leaves):
         rows = [read(*part(tile, q, weights, leaves)) for tile in tiles]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, -2)
+        return joined(rows, -2)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -115,9 +116,12 @@ class Recall(torch.autograd.Function):
             inputs = part(tile, q, weights, leaves)
             to_q, to_weights, *rest = ctx.gradients(slope.narrow(-2, a, b - a), *inputs)
             rows.append((to_q, spread(to_weights, -1, seen, N)))
-            rest = [spread(grad, 2, seen, N) for grad in rest]
-            totals = [a + b for a, b in zip(totals, rest)] if totals else rest
-        to_q, to_weights = (torch.cat(some[::-1], -2) for some in zip(*rows))
+            if totals is None:
+                totals = [spread(grad, 2, seen, N) for grad in rest]
+            else:
+                for total, grad in zip(totals, rest):
+                    total[:, :, seen] += grad
+        to_q, to_weights = (joined(some[::-1], -2) for some in zip(*rows))
         return None, None, None, to_q, to_weights, *totals
 
     @staticmethod

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SWLAMemory', 'scan']
 
-# %% ../../nbs/memories/swla.ipynb #ddb65ea8
+# %% ../../nbs/memories/swla.ipynb #aee18dc8
 import torch
 from torch import Tensor
 
-from .decay import chain, products
+from .decay import chain, plus_product, products
 from .linear import LinearMemory, State, outer
 
 # %% ../../nbs/memories/swla.ipynb #5edc3bad
@@ -43,7 +43,7 @@ class SWLAMemory(LinearMemory):
         m = alpha * state["m"] + beta * outer(state["v"], state["k"]) + lam * outer(v, k)
         return {"m": m, "k": k.clone(), "v": v.clone()}
 
-# %% ../../nbs/memories/swla.ipynb #c35f2118
+# %% ../../nbs/memories/swla.ipynb #6f5a5ea6
 def scan(self: SWLAMemory, start: State, k: Tensor, v: Tensor, alpha, beta, lam):
     """A row of blocks at once, as `LinearMemory.scan`: N blocks of C tokens, each going on
     where the one before it ended, the first from `start`, leaves (..., ·).
@@ -69,8 +69,8 @@ def scan(self: SWLAMemory, start: State, k: Tensor, v: Tensor, alpha, beta, lam)
     begins = torch.cat([start["m"].unsqueeze(-3), ends[..., :-1, :, :]], -3)
 
     def online(q):
-        inside = (A * (q @ keys.transpose(-1, -2))) @ values
-        return inside + decay[..., None] * (q @ begins.transpose(-1, -2))
+        inside = A * (q @ keys.transpose(-1, -2))
+        return plus_product(decay[..., None] * (q @ begins.transpose(-1, -2)), inside, values)
 
     return online, {"m": ends, "k": k[..., -1, :].clone(), "v": v[..., -1, :].clone()}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GATES', 'FLAGS', 'check_mixer', 'Heads', 'MCConfig', 'MemoryCachingLayer', 'back']
 
-# %% ../../nbs/workshop/layer.ipynb #1313e0b9
+# %% ../../nbs/workshop/layer.ipynb #95d68712
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,7 +32,9 @@ from ..segments.packing import Packing, check_cut, check_going_on, packing
 from .parts import WIDEST, CausalConv, RMSNorm, unit
 from ..options import OPTIONS, Options, Rules, check_blocks, check_rules, with_options
 from .share import check_share, shared
+from ..forms.pieces import in_pieces, is_long, only_computed, pieces_of, tensors_of
 from ..forms.sequential import Pass
+from ..torch_tools import index_on
 from ..trace import Trace
 
 # %% ../../nbs/workshop/layer.ipynb #b794e9c0
@@ -119,7 +121,7 @@ class MCConfig(Options, Heads):
         rules = Rules(**{name: getattr(self, name) for name in OPTIONS})
         return replace(rules, pool="position") if self.gate == "position" else rules
 
-# %% ../../nbs/workshop/layer.ipynb #3a940303
+# %% ../../nbs/workshop/layer.ipynb #078caf41
 class MemoryCachingLayer(nn.Module):
     """Memory Caching in the place of attention: (B, T, d_model) to (B, T, d_model),
     causal.
@@ -170,11 +172,10 @@ class MemoryCachingLayer(nn.Module):
             check_cut(rows, self.config.segmentation, self.config.aggregation)
             counts = check_going_on(rows, cu_seqlens, cache, return_cache)
             x = x if packed else rows.pack(x)
-        out, after = self._pass(x, cache, counts)
+        y, after = self._read(x, cache, counts)
         if counts is not None:
             before = cache.columns if cache is not None else 0
             after = after.with_columns(before + rows.shape[1])
-        y = self._finish(out.y, x)
         check_result(y, lambda: self._parts(cache))
         y = rows.unpack(y) if rows and not packed else y
         return (y, after.commit()) if return_cache else y
@@ -219,15 +220,34 @@ class MemoryCachingLayer(nn.Module):
         kept = {} if cache is None else cache._tensors()
         return dict(self.named_parameters()) | {f"cache.{n}": a for n, a in kept.items()}
 
+    def _read(
+        self, x: Tensor, cache: SegmentCache | None, counts: list[int] | None
+    ) -> tuple[Tensor, SegmentCache]:
+        "Outputs and next cache, of a long `x` that nobody differentiates piece by piece."
+
+        def some(x: Tensor, cache, counts) -> tuple[Tensor, SegmentCache]:
+            out, after = self._pass(x, cache, counts, traced=False)
+            return self._finish(out.y, x), after
+
+        if not is_long(x.shape[1]) or not only_computed(x, *tensors_of(self, cache)):
+            return some(x, cache, counts)
+        pieces = pieces_of(x.shape[1], self.config.segment_size, self.config.rules)
+        piece = lambda at, cache, counts: some(x[:, slice(*at[:2])], cache, counts)
+        return in_pieces(piece, pieces, cache, counts)
+
     def _pass(
-        self, x: Tensor, cache: SegmentCache | None, counts: list[int] | None = None
+        self,
+        x: Tensor,
+        cache: SegmentCache | None,
+        counts: list[int] | None = None,
+        traced: bool = True,
     ) -> tuple[Pass, SegmentCache]:
         config = self.config
         check_finite("x", x)
         before = self._inputs(x, cache)
         made, after = self._made(x, before)
         rest = config.segment_size, made[5], "parallel", cache, counts
-        out = one_pass(*made[:5], config.rules, *rest)
+        out = one_pass(*made[:5], config.rules, *rest, traced)
         if self.share is not None:
             out = shared(out, self.share, *made[:5], config.rules, *rest)
         whole = counts is None or min(counts) == x.shape[1]
@@ -272,18 +292,24 @@ class MemoryCachingLayer(nn.Module):
         after: SegmentCache,
     ) -> Tensor:
         "The inputs (B, N, K-1, d_model) that the convolution needs after each memory."
-        if cache is None:
-            old, position, known = before[:, None][:, :0], 0, []
-        else:
-            old, position, known = cache.edges, cache.position, [b for _, b in cache.bounds]
-            if cache.lengths == after.lengths:
+        position = 0 if cache is None else cache.position
+        old = before[:, None][:, :0] if cache is None else cache.edges
+        past = old.shape[1]
+        if after.cut is None:  # of segments that are all alike only new ones are to be found
+            if (more := len(after) - past) == 0:
                 return old
-        ends = [b for _, b in after.bounds]
-        place = {b: i for i, b in enumerate(known)}
-        kept = [place[b] for b in ends if b <= position]
-        first = torch.tensor([b - position for b in ends if b > position]).long()
-        new = torch.cat([before, x], 1)[:, first[:, None] + torch.arange(before.shape[1])]
-        old = old if kept == [*range(len(known))] else old[:, kept]
+            size = self.config.segment_size
+            first = size * torch.arange(past + 1, past + 1 + more, device=x.device) - position
+        else:
+            if cache is not None and cache.cut == after.cut:
+                return old
+            ends = [b for _, b in after.bounds]
+            place = {} if cache is None else {b: i for i, (_, b) in enumerate(cache.bounds)}
+            kept = tuple(place[b] for b in ends if b <= position)
+            first = index_on(tuple(b - position for b in ends if b > position), x.device)
+            old = old if kept == (*range(past),) else old[:, index_on(kept, x.device)]
+        width = torch.arange(before.shape[1], device=x.device)
+        new = torch.cat([before, x], 1)[:, first[:, None] + width]
         return extend_rows(old.to(new), new)
 
     def _inputs(self, x: Tensor, cache: SegmentCache | None) -> Tensor:

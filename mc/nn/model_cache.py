@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'ModelCache', 'save', 'load']
 
-# %% ../../nbs/workshop/model_cache.ipynb #adea07fc
+# %% ../../nbs/workshop/model_cache.ipynb #54bdfc9b
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +33,8 @@ class ModelCache(Sequence):
         self.layers = tuple(check_kind("a cache of a block", c, *kinds) for c in layers)
         if not self.layers:
             raise ValueError("caches must hold one for each block; got none")
-        if len({(tuple(cache.positions), cache.columns) for cache in self.layers}) > 1:
+        first = self.layers[0]
+        if any((c.positions, c.columns) != (first.positions, first.columns) for c in self.layers):
             raise ValueError("caches must have seen equally many tokens in every block")
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..checks.values import check_size
 
-# %% ../../nbs/workshop/parts.ipynb #53bfaaed
+# %% ../../nbs/workshop/parts.ipynb #1c63fd02
 WIDEST = 2**20  # what a row of learned numbers may hold
 
 
@@ -32,11 +32,15 @@ class CausalConv(nn.Module):
         """
         if before is None:
             before = x.new_zeros(x.shape[0], self.width - 1, x.shape[-1])
-        x = torch.cat([before.to(x.dtype), x], 1)
-        after = x[:, x.shape[1] - self.width + 1 :].clone()  # a view would keep all of x
-        return self.proj(x.unfold(1, self.width, 1).flatten(2)), after
+        tokens, x = x.shape[1], torch.cat([before.to(x.dtype), x], 1)
+        after = x[:, tokens:].clone()  # a view would keep all of x
+        if tokens == 1:
+            return self.proj(x.mT.flatten(1)[:, None]), after
+        shifted = torch.cat([x[:, j : j + tokens] for j in range(self.width)], -1)
+        weight = self.proj.weight.unflatten(1, (-1, self.width)).mT.flatten(1)
+        return F.linear(shifted, weight), after
 
-# %% ../../nbs/workshop/parts.ipynb #d5953d8c
+# %% ../../nbs/workshop/parts.ipynb #5b5e255e
 SHORT = 1e-3
 
 
@@ -44,7 +48,8 @@ def unit(x: Tensor) -> Tensor:
     """`x / max(|x|, SHORT)` along the last axis, (..., D) in float32 or higher: length one,
     less for what is shorter than `SHORT`, zero for zero.
     """
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=SHORT)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(SHORT).reciprocal()
 
 # %% ../../nbs/workshop/parts.ipynb #b205df38
 class RMSNorm(nn.RMSNorm):

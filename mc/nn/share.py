@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['check_share', 'running', 'shared']
 
-# %% ../../nbs/workshop/share.ipynb #d8d7c387
+# %% ../../nbs/workshop/share.ipynb #b8adb84e
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..cache import SegmentCache
-from ..cache_rows import settled
+from ..cache_rows import cut_of, settled
 from ..forms.sequential import Pass
 from ..functional import about_of, one_pass
 
-# %% ../../nbs/workshop/share.ipynb #8ef685db
+# %% ../../nbs/workshop/share.ipynb #634c7af1
 def check_share(config) -> None:
     """Refuse, with a `ValueError`, a configuration whose online memory is not that of the
     layer without caching.
@@ -40,7 +40,7 @@ def running(cache: SegmentCache, memory, k: Tensor, v: Tensor, about: dict) -> S
     work = cache.key_sum.dtype
     empty = SegmentCache.empty(memory, k[:, 0].to(work), v[:, 0].to(work), about)
     lengths, seen = settled([()] * len(k), cache.positions)
-    return replace(empty, lengths=lengths, running=seen, online=cache.online, padded=cache.padded)
+    return replace(empty, cut=cut_of(lengths, about), running=seen, online=cache.online, padded=cache.padded)
 
 
 def shared(

@@ -58,7 +58,7 @@ def code(index: Tensor, width: int) -> Tensor:
     waves = torch.stack([angles.cos(), angles.sin()], -1).flatten(-2)[..., :width]
     return waves / waves.norm(dim=-1, keepdim=True)
 
-# %% ../../nbs/see/pools.ipynb #a9c2ae48
+# %% ../../nbs/see/pools.ipynb #a8a3ad47
 def in_blocks(k: Tensor, place: Tensor, blocks: int, size: int) -> Tensor:
     """Keys `k` (..., D) in the part of their segment of `size` tokens to which their `place` (...) belongs:
     (..., blocks · D), zero elsewhere; sums of such keys are the sums of all parts.
@@ -76,7 +76,7 @@ def block_pools(total: Tensor, count: Tensor, kind: str, blocks: int, size: int)
     repeats the first one, and so is never better than it.
     """
     if not isinstance(count, Tensor):
-        count = total.new_tensor([count])
+        count = total.new_full((1,), count)
     part, parts = size // blocks, total.unflatten(-1, (blocks, -1))
     held = (count - part * torch.arange(blocks, device=total.device)).clamp(0, part)[..., None]
     pools = parts / held.clamp(min=1) if kind == "mean" else parts

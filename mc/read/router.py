@@ -14,34 +14,35 @@ from torch.nn import functional as F
 
 from ..options import Rules
 
-# %% ../../nbs/workshop/routing.ipynb #b2897f1c
+# %% ../../nbs/workshop/routing.ipynb #3261a658
 class Route(NamedTuple):
     """Which memories tokens read, and how much each counts; the online memory last.
 
     `scores`, `gates`, `chosen` (..., N+1): -inf, 0 and False for a memory that does not
     exist yet. Of ways that choose also `best` (..., k), the indexes of the cached memories
     that are read, -1 where there are fewer, and `few` (..., k+1), the gates of these and of
-    the online one; None for the others.
+    the online one; None for the others. These two are all that a read needs: where nobody
+    traces the pass, such ways leave the first three None.
     """
 
-    scores: Tensor
-    gates: Tensor
-    chosen: Tensor
+    scores: Tensor | None
+    gates: Tensor | None
+    chosen: Tensor | None
     best: Tensor | None = None
     few: Tensor | None = None
 
 
-def gate(r: Tensor, rules: Rules) -> Route:
+def gate(r: Tensor, rules: Rules, traced: bool = True) -> Route:
     """The route that scores `r` (..., N+1) give (Eq. 10, 16-17): -inf for a memory that does
-    not exist yet, the online one last.
+    not exist yet, the online one last. Of a way that chooses, and if it is not to be `traced`,
+    `best` and `few` only.
 
     Cost: O(N) for each token, O(k N) for SSC, whose backward pass looks at what was chosen.
     """
-    seen, way = r > float("-inf"), rules.way
-    if not way.gated:
-        return Route(r, seen.to(r.dtype), seen)
+    way = rules.way
     if not way.choose:
-        return Route(r, r.softmax(-1), seen)
+        seen = r > float("-inf")
+        return Route(r, r.softmax(-1) if way.gated else seen.to(r.dtype), seen)
     best = way.choose(r, rules)
     read = F.pad(best, (0, 1), value=-1)
     absent, read = F.pad(best < 0, (0, 1)), read % r.shape[-1]  # -1 is the online memory
@@ -49,5 +50,8 @@ def gate(r: Tensor, rules: Rules) -> Route:
         few = r.gather(-1, read).masked_fill(absent, float("-inf")).softmax(-1)
     else:
         few = r.softmax(-1).gather(-1, read).masked_fill(absent, 0.0)
+    if not traced:
+        return Route(None, None, None, best, few)
     gates = torch.zeros_like(r).scatter_add(-1, read, few)
-    return Route(r, gates, torch.zeros_like(seen).scatter_(-1, read, True), best, few)
+    chosen = torch.zeros_like(r, dtype=torch.bool).scatter_(-1, read, True)
+    return Route(r, gates, chosen, best, few)

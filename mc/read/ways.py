@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['WAYS', 'AGGREGATIONS', 'Way']
 
-# %% ../../nbs/workshop/ways.ipynb #90fe8b83
+# %% ../../nbs/workshop/ways.ipynb #083cee3b
 from typing import Callable, NamedTuple
 
 from .gated import gated
+from .highest import highest
 from .residual import residual
 from .soup import soup
-from .sparse import choose, sparse
+from .sparse import sparse
 from .top_p import choose_share
 
-# %% ../../nbs/workshop/ways.ipynb #b0eb9c65
+# %% ../../nbs/workshop/ways.ipynb #604afdcb
 class Way(NamedTuple):
     """A way to read, a row of `WAYS`.
 
@@ -43,7 +44,7 @@ WAYS = {
         Way(
             "ssc",
             sparse,
-            choose=lambda r, rules: choose(r[..., :-1], rules.top_k),
+            choose=lambda r, rules: highest(r[..., :-1], rules.top_k),
             reads=lambda N, top_k: min(N, top_k),
         ),
         Way("top_p", sparse, choose=lambda r, rules: choose_share(r, rules.top_p)),

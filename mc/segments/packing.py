@@ -5,29 +5,31 @@
 # %% auto #0
 __all__ = ['Packing', 'of_mask', 'of_bounds', 'packing', 'seen_lengths', 'check_cut', 'check_going_on']
 
-# %% ../../nbs/workshop/packing.ipynb #4fc280de
+# %% ../../nbs/workshop/packing.ipynb #04a690f4
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..checks.values import check_index, dense, refusal
-from ..torch_tools import look
+from ..torch_tools import checked, look, numbers_of
 
-# %% ../../nbs/workshop/packing.ipynb #51435ea0
+# %% ../../nbs/workshop/packing.ipynb #8a007acb
 @dataclass(frozen=True)
 class Packing:
     """Rows of real tokens: row r holds `lengths[r]` of them, first to last; `index` (R, L)
-    is their place in the flattened (B, T), -1 behind the last.
+    is their place in the flattened (B, T), -1 behind the last. `counts`: the lengths, where
+    they were looked at; once for a batch.
     """
 
     index: Tensor
     shape: tuple[int, int]
+    counts: list[int] | None = None
 
     @property
     def lengths(self) -> list[int]:
         "Real tokens of each row."
-        return (self.index >= 0).sum(1).tolist()
+        return self.counts or (self.index >= 0).sum(1).tolist()
 
     def pack(self, x: Tensor) -> Tensor:
         "(B, T, ...) to (R, L, ...), zero behind a row's last token."
@@ -44,7 +46,7 @@ class Packing:
         flat = flat.index_copy(0, places, rows.flatten(0, 1))[:size]
         return flat.unflatten(0, self.shape)
 
-# %% ../../nbs/workshop/packing.ipynb #89b39e7c
+# %% ../../nbs/workshop/packing.ipynb #82f5ffbf
 def of_mask(mask: Tensor, shape: tuple[int, int], empty: bool = False) -> Packing:
     """The tokens that `mask` (B, T) marks with 1 or True, wherever they are; one row for
     each sequence. `ValueError` for another shape, other values, or, unless it may be
@@ -57,23 +59,26 @@ def of_mask(mask: Tensor, shape: tuple[int, int], empty: bool = False) -> Packin
         )
     if mask.is_complex():
         raise refusal("attention_mask", "a tensor that holds ones and zeros", mask)
-    if not look(((mask == 0) | (mask == 1)).all()):
+    if checked(mask) and not look(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
             "attention_mask must hold 1 or True for a token and 0 or False for padding"
         )
     real = mask.bool()
-    longest = look(real.sum(1).max(), shape[1], stop=True)
+    lengths, counts = real.sum(1), None
+    if not torch.compiler.is_compiling():
+        counts = numbers_of(lengths)
+    longest = max(counts) if counts else look(lengths.max(), shape[1], stop=True)
     if longest < 1 and not empty:
         raise ValueError("attention_mask leaves no token; at least one must be 1")
     longest = max(longest, 1)
     order = real.long().argsort(dim=1, descending=True, stable=True)[:, :longest]
     places = order + shape[1] * torch.arange(shape[0], device=mask.device)[:, None]
-    return Packing(places.masked_fill(~real.gather(1, order), -1), tuple(shape))
+    return Packing(places.masked_fill(~real.gather(1, order), -1), tuple(shape), counts)
 
 
 Packing.of_mask = staticmethod(of_mask)
 
-# %% ../../nbs/workshop/packing.ipynb #f88882ad
+# %% ../../nbs/workshop/packing.ipynb #b6d735e5
 def of_bounds(cu_seqlens, shape: tuple[int, int]) -> Packing:
     """Sequences packed one after the other in one row: sequence i is tokens `cu_seqlens[i]`
     to `cu_seqlens[i+1] - 1`. `cu_seqlens`: integers, in a list, an array or a tensor.
@@ -86,16 +91,21 @@ def of_bounds(cu_seqlens, shape: tuple[int, int]) -> Packing:
         )
     if len(bounds) < 2:
         raise refusal("cu_seqlens", "a row of at least two integers", cu_seqlens)
-    lengths = bounds.diff()
-    fits = (bounds[0] == 0) & (bounds[-1] == shape[1]) & (lengths > 0).all()
-    if not look(fits, stop=True):
+    lengths, counts = bounds.diff(), None
+    if not torch.compiler.is_compiling() and (ends := numbers_of(bounds)):
+        counts = [b - a for a, b in zip(ends, ends[1:])]
+        fits = (ends[0], ends[-1]) == (0, shape[1]) and min(counts) > 0
+    else:
+        fits = (bounds[0] == 0) & (bounds[-1] == shape[1]) & (lengths > 0).all()
+        fits = look(fits, stop=True)
+    if not fits:
         raise ValueError(
             f"cu_seqlens must rise from 0 to T = {shape[1]}; got {bounds.tolist()}"
         )
-    longest = look(lengths.max(), shape[1], stop=True)
+    longest = max(counts) if counts else look(lengths.max(), shape[1], stop=True)
     step = torch.arange(longest, device=bounds.device)
     index = bounds[:-1, None] + step
-    return Packing(index.masked_fill(step >= lengths[:, None], -1), tuple(shape))
+    return Packing(index.masked_fill(step >= lengths[:, None], -1), tuple(shape), counts)
 
 
 Packing.of_bounds = staticmethod(of_bounds)
@@ -115,19 +125,18 @@ def packing(attention_mask, cu_seqlens, x: Tensor, empty: bool = False) -> Packi
         return Packing.of_mask(attention_mask, x.shape[:2], empty)
     return None if cu_seqlens is None else Packing.of_bounds(cu_seqlens, x.shape[:2])
 
-# %% ../../nbs/workshop/packing.ipynb #3e154200
+# %% ../../nbs/workshop/packing.ipynb #17ded440
 def seen_lengths(rows: Packing, why: str) -> list[int]:
     "The length of each sequence, which must be looked at because of `why`."
-    if "looked_at" in vars(rows):  # by an earlier layer of the same model
-        return rows.looked_at
+    if rows.counts is not None:  # looked at when it was made
+        return rows.counts
     lengths = (rows.index >= 0).sum(1)
     if look(lengths.max(), None, stop=True) is None:
         raise ValueError(
             f"{why}; the lengths of padded or packed sequences cannot be looked at in "
             "torch.export, under vmap or on the meta device: leave out the padding there"
         )
-    object.__setattr__(rows, "looked_at", lengths.tolist())
-    return rows.looked_at
+    return lengths.tolist()
 
 
 def check_cut(rows: Packing, segmentation: str, aggregation: str) -> None:

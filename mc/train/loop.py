@@ -91,7 +91,7 @@ class Trainer:
         times = {"seconds": round(seconds, 4), "cpu_seconds": round(cpu, 4)}
         return {"step": step + 1, **told, **times}
 
-# %% ../../nbs/workshop/training.ipynb #e6d33ccb
+# %% ../../nbs/workshop/training.ipynb #3807559c
 def check_train(model, batch, config, every, stop, progress) -> None:
     "Refuse, with a `ValueError`, arguments of `train` that are not what it documents."
     kinds = {"model": nn.Module, "config": TrainConfig, "progress": bool}
@@ -149,7 +149,8 @@ def train(
     fabric: what `open_fabric` returns, or a launched `lightning_fabric.Fabric`.
     logs: `JsonLines`, `TensorBoard`. evaluation: held-out batches, every `evaluate_every`
     steps and after the last.
-    compile: `torch.compile` the model, with this backend if it is a name.
+    compile: `torch.compile` the model, with this backend if it is a name; one graph for
+    batches of one shape.
     activation_checkpointing: compute each block again on the way back.
     Raises `ValueError` for arguments and batches that are not these, for a checkpoint of
     another run or a damaged one, `FloatingPointError` when the loss or its gradient is

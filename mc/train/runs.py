@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['RunFolder', 'commit_of_package', 'device_name', 'summed', 'shortened', 'HeldOut', 'data', 'train_text']
 
-# %% ../../nbs/workshop/training_runs.ipynb #9913a2fc
+# %% ../../nbs/workshop/training_runs.ipynb #e4c508e1
 import math
-import os
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,19 +15,14 @@ import torch
 import mc
 from ..evidence.records import git, provenance
 from ..evidence.schema import checked
-from ..storage import load_json, save_json, save_tensors, write_atomic
+from ..storage import held, load_json, save_json, save_tensors, write_atomic
 from .checkpoints import Checkpoints, weights_of
 from .devices import open_fabric
 from .logs import JsonLines, TensorBoard
 from .loop import train
 from .settings import Settings, decided
 
-try:
-    import fcntl
-except ImportError:  # Windows: two that train in one folder are not told apart
-    fcntl = None
-
-# %% ../../nbs/workshop/training_runs.ipynb #ea79a510
+# %% ../../nbs/workshop/training_runs.ipynb #0ddfa85d
 class RunFolder:
     "The files of one run, in `folder`. Raises `ValueError` for a folder that holds something else."
 
@@ -62,25 +56,9 @@ class RunFolder:
                 )
         return True
 
-    @contextmanager
     def held(self):
         "Keep other processes out until the block ends; `BlockingIOError` if one is in it."
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
-            yield
-            return
-        place = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(place)
-            raise BlockingIOError(error.errno, "another process trains in this folder", str(self.folder)) from None
-        except OSError:  # some network disks know no locks
-            pass
-        try:
-            yield
-        finally:
-            os.close(place)
+        return held(self.folder, "another process trains in this folder")
 
     def begin(self, settings: Settings, corpus, tokenizer, record: dict) -> None:
         "Write what is known before the first step."
