@@ -40,6 +40,7 @@ def pytest_collection_modifyitems(items):
 def poisoned(monkeypatch):
     "Tensors that are made without values are NaN, so that an output that nobody wrote cannot pass."
     import torch
+    from torch.utils._device import _device_constructors
 
     def full(make):
         def filled(*args, **kwargs):
@@ -47,6 +48,7 @@ def poisoned(monkeypatch):
             return made.fill_(float("nan")) if made.is_floating_point() and not made.is_meta else made
         return filled
 
+    _device_constructors()    # PyTorch notes these functions once, and must not note ours
     for home, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(home, name, full(getattr(home, name)))
     assert torch.empty(3).isnan().all()

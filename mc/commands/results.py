@@ -112,7 +112,7 @@ def compare(
 
     print(pd.DataFrame([compared(row) for row in rows]).fillna("").to_string(index=False))
 
-# %% ../../nbs/workshop/command_results.ipynb #b6a7bca0
+# %% ../../nbs/workshop/command_results.ipynb #d8815c22
 def spent(record: dict) -> float:
     "Processor seconds of a record: training, and tests by the clock of one process."
     training = record.get("train_cpu_seconds") or record.get("cpu_seconds") or 0.0
@@ -121,10 +121,13 @@ def spent(record: dict) -> float:
 
 
 def tests_of(record: dict) -> dict[str, tuple[float, int | None]]:
-    "Score and bytes (None where they were not recorded) of a run at each test, by what was asked."
-    if "scores" in record:
+    "Score, or bits per byte, and bytes (None where they were not recorded) of a run at each test, by what was asked."
+    scores = record.get("scores", ())
+    if scores and "bits_per_byte" in scores[0]:
+        return {f"bits per byte, {s['length']:,}": (s["bits_per_byte"], s["state_bytes"]) for s in scores}
+    if scores:
         named = lambda task: f"{task['pairs']} pairs in {task['length']:,}"
-        return {named(s["task"]): (s["right"], s["state_bytes"]) for s in record["scores"]}
+        return {named(s["task"]): (s["right"], s["state_bytes"]) for s in scores}
     pairs = record["settings"]["pairs"]
     lengths = record["by_length"] or {} if "by_length" in record else {}
     lengths = lengths or {record["settings"]["length"]: record["accuracy"]}
@@ -139,7 +142,8 @@ def row(experiment: str, variant: str, runs: list[dict]) -> dict:
     asked = dict.fromkeys(name for run in runs for name in tests_of(run))
     for name in asked:
         values = [tests_of(run)[name] for run in runs if name in tests_of(run)]
-        found = Estimate.share([right for right, _ in values])
+        estimate = Estimate.of if name.startswith("bits") else Estimate.share
+        found = estimate([score for score, _ in values])
         scores[name] = {"mean": found.mean, "seeds": found.count}
         if found.count > 1:
             scores[name] |= {"low": found.low, "high": found.high}

@@ -167,7 +167,7 @@ def around_layer(variant: Variant) -> Callable[[], None]:
     "Both passes of the layer without its memory."
     return both_passes(variant.layer(Around), variant.inputs())
 
-# %% ../../../nbs/workshop/timed.ipynb #08d8c8a8
+# %% ../../../nbs/workshop/timed.ipynb #e0f4e463
 PIECE = 4096  # tokens of a context that are read
 
 
@@ -182,7 +182,7 @@ def again(cache: SegmentCache, times: int) -> SegmentCache:
     many = lambda t: t.repeat(1, times, *[1] * (t.ndim - 2))
     edges = {} if cache.edges is None else {"edges": many(cache.edges)}
     states = {name: many(leaf) for name, leaf in cache.states.items()}
-    return replace(cache, states=states, pools=many(cache.pools), lengths=cache.lengths * times, **edges)
+    return replace(cache, states=states, pools=many(cache.pools), cut=None if cache.cut is None else cache.cut * times, **edges)
 
 
 @torch.no_grad()
