@@ -98,7 +98,7 @@ tests: _build/html/.complete
 
 chapters:
 	mkdir -p _build/logs
-	PYTHONPATH=tests pytest -q -p conftest nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg > _build/logs/chapters.log 2>&1 \
+	pytest -q tests/conftest.py nbs --ignore=nbs/bench --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg > _build/logs/chapters.log 2>&1 \
 	  || { cat _build/logs/chapters.log; exit 1; }
 	echo "chapters: $$(tail -n 1 _build/logs/chapters.log)"
 

@@ -401,17 +401,17 @@ SegmentCache.commit = commit
 SegmentCache.save, SegmentCache.load = save, staticmethod(load)
 SegmentCache.parts, SegmentCache.of_parts = parts, staticmethod(of_parts)
 
-# %% ../nbs/workshop/cache.ipynb #6e27a4b6
+# %% ../nbs/workshop/cache.ipynb #42bc140e
 def apart(cache: SegmentCache) -> tuple[list, str]:
     "The parts of a cache that hold tensors, and what else it holds, as JSON."
-    about = json.dumps([cache.lengths, cache.running, cache.padded, cache.about])
+    about = json.dumps([cache.cut, cache.running, cache.padded, cache.about])
     return [getattr(cache, name) for name in PARTS], about
 
 
 def together(parts: list, about: str) -> SegmentCache:
     "The cache that `apart` took apart."
-    lengths, running, padded, about = json.loads(about)
-    kept = dict(cut=cut_of(tupled(lengths), about), running=tupled(running), padded=padded)
+    cut, running, padded, about = json.loads(about)
+    kept = dict(cut=cut and tupled(cut), running=tupled(running), padded=padded)
     return SegmentCache(**dict(zip(PARTS, parts)), **kept, about=about)
 
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MCLM', 'ours', 'open_model', 'is_file', 'load_tasks', 'load_task', 'evaluate', 'rows', 'plain', 'quiet']
 
-# %% ../nbs/workshop/lm_eval_door.ipynb #3da8527a
+# %% ../nbs/workshop/lm_eval_door.ipynb #d34e2ce2
 import contextlib
 import difflib
+import functools
 import json
 import logging
 from pathlib import Path
@@ -135,7 +136,7 @@ def load_task(manager: TaskManager, path: Path) -> dict:
     except FileNotFoundError:
         return manager.load([str(path)])
 
-# %% ../nbs/workshop/lm_eval_door.ipynb #b5bbd2a3
+# %% ../nbs/workshop/lm_eval_door.ipynb #8ca28380
 def evaluate(
     model: MCLM,
     tasks: list[str | Path],
@@ -196,12 +197,15 @@ def plain(found: dict) -> dict:
 
 
 def quiet() -> None:
-    "Leave errors alone of what the harness and its libraries say."
+    "Leave errors alone of what the harness and its libraries say, and no bars of the harness."
     import datasets
     import transformers
+    from lm_eval.api import task
+    from tqdm import tqdm
 
     for name in ("lm_eval", "datasets", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    task.tqdm = functools.partial(tqdm, disable=True)

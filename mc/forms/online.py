@@ -151,7 +151,7 @@ def in_turn(
         each.append((length, Reader(scans)))
     return each, every(rows, 1, axis)
 
-# %% ../../nbs/workshop/online_reads.ipynb #e5f6c6af
+# %% ../../nbs/workshop/online_reads.ipynb #7263cd7b
 def read_online(
     tokens: Tokens, memory, rules: Rules, segments: Segments, cache: SegmentCache
 ) -> tuple[Readers, State]:
@@ -178,7 +178,8 @@ def read_online(
         if rules.detach_cache and rules.init == "checkpoint":
             start = map_state(start, Tensor.detach)
         each, ends, a = [*each, *some_reads], [*ends, end], a + count * length
-    return Readers(each), {name: joined([end[name] for end in ends], 2) for name in fresh}
+    ends = {name: torch.cat([end[name] for end in ends], 2) for name in fresh}
+    return Readers(each), ends  # copies: a view would keep the states after all chunks
 
 # %% ../../nbs/workshop/online_reads.ipynb #7002cd43
 def advance(memory, states: State, tokens: Tokens, chunk: int, inside: bool) -> State:

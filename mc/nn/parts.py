@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..checks.values import check_size
 
-# %% ../../nbs/workshop/parts.ipynb #1c63fd02
+# %% ../../nbs/workshop/parts.ipynb #7342bc40
 WIDEST = 2**20  # what a row of learned numbers may hold
 
 
@@ -34,11 +34,7 @@ class CausalConv(nn.Module):
             before = x.new_zeros(x.shape[0], self.width - 1, x.shape[-1])
         tokens, x = x.shape[1], torch.cat([before.to(x.dtype), x], 1)
         after = x[:, tokens:].clone()  # a view would keep all of x
-        if tokens == 1:
-            return self.proj(x.mT.flatten(1)[:, None]), after
-        shifted = torch.cat([x[:, j : j + tokens] for j in range(self.width)], -1)
-        weight = self.proj.weight.unflatten(1, (-1, self.width)).mT.flatten(1)
-        return F.linear(shifted, weight), after
+        return self.proj(x.unfold(1, self.width, 1).flatten(2)), after
 
 # %% ../../nbs/workshop/parts.ipynb #5b5e255e
 SHORT = 1e-3
