@@ -1,6 +1,6 @@
 """Read a document of 2,048 tokens once, then ask it eight questions; each goes on from the same cache.
 
-The model is one that this repository trained on documents of 128 tokens (benchmark needles: pairs of key and value hidden in hay).
+The model is one that this repository trained on documents of 128 tokens (benchmark extrapolation: pairs of key and value hidden in hay).
 
 python examples/long_document_retrieval.py
 """
@@ -11,7 +11,7 @@ import torch
 import mc
 from mc.tasks.needles import Needles
 
-shipped = Path(__file__).resolve().parents[1] / "results/needles/cpu/models/ssc.safetensors"
+shipped = Path(__file__).resolve().parents[1] / "results/extrapolation/cpu/models/ssc.safetensors"
 model = mc.LanguageModel.load(shipped)
 mixer, pairs = model.config.mixer, 8
 batch = Needles(model.config.vocab_size, length=2048, pairs=pairs).sample(1, torch.Generator().manual_seed(1))

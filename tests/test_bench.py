@@ -14,7 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from mc.evidence.first_runs import TEST_SEED, MQARRun, NeedleRun, measure, measure_all
+from mc.evidence.first_runs import TEST_SEED, MQARRun, measure, measure_all
 from mc.commands.base import main
 from mc.evidence.records import interval, read_records
 from mc.storage import load_json, load_tensors, save_json
@@ -89,17 +89,6 @@ def test_a_results_page_answers_before_it_says_how(source):
     title, order = re.search(r"^# (.+)", text, re.M)[1], ["display(", "say(", "**What it does not say.**", "\n## Reproduce\n", "mc bench", ":tags: [parameters]"]
     places = [text.index(part, text.index("# " + title)) for part in order]
     assert title.endswith("?") and places == sorted(places) and "### This copy's run" in text
-
-
-def test_needles_are_scored_at_every_length(tmp_path):
-    run = NeedleRun("ssc", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8, lengths=(16, 40))
-    record = measure(run, tmp_path, "a test")
-    assert list(record["by_length"]) == ["16", "40"] and record["accuracy"] == record["by_length"]["16"]
-    assert measure(run, tmp_path, "a test") == record == load_json(tmp_path / "ssc-seed0.json")
-    with pytest.raises(ValueError, match="recorded with other settings"):
-        measure(replace(run, lengths=(16,)), tmp_path, "a test")
-    with pytest.raises(ValueError, match="lengths must contain length"):
-        replace(run, lengths=(40,))
 
 
 def test_one_failing_run_does_not_lose_the_others(tmp_path):
@@ -186,25 +175,25 @@ def test_interval_against_a_table():
     assert mean == 2 and high - mean == pytest.approx(4.303 / 3**0.5, abs=1e-3) and mean - low == pytest.approx(high - mean)
 
 
-@pytest.mark.parametrize("name, profile, kind", [("mqar", "cpu", MQARRun), ("mqar", "deep", MQARRun), ("needles", "cpu", NeedleRun)])
-def test_shipped_records_and_models_are_whole(name, profile, kind):
+@pytest.mark.parametrize("profile", ["cpu", "deep"])
+def test_shipped_records_and_models_are_whole(profile):
     """The book's numbers: the first seeds of each variant, committed code, and models that still score what the record says,
     up to what 64 sequences can differ from all."""
     from mc.nn.model import LanguageModel
     from mc.tasks.mqar import Batch, correct, fingerprint
 
-    folder = ROOT / "results" / name / profile
-    asked = yaml.safe_load((ROOT / f"nbs/bench/{name}.yaml").read_text())[profile]
+    folder = ROOT / "results/mqar" / profile
+    asked = yaml.safe_load((ROOT / "nbs/bench/mqar.yaml").read_text())[profile]
     records = read_records(folder)
     seeds = {v: sorted(r["seed"] for r in records if r["variant"] == v) for v in asked["variants"]}
     assert sum(map(len, seeds.values())) == len(records) and {"none", "grm"} <= {v.split("-")[-1] for v in seeds if seeds[v]}
     assert all(found == asked["seeds"][: len(found)] for found in seeds.values())
-    assert {r["command"] for r in records} == {f"mc bench {name} --profile {profile}"}
+    assert {r["command"] for r in records} == {f"mc bench mqar --profile {profile}"}
     assert not any(r["commit"].endswith("+") for r in records)
     for record in (r for r in records if r["seed"] == 0):
         path = folder / "models" / f"{record['variant']}.safetensors"
         assert path.stat().st_size < 1_000_000
-        run = kind(**record["settings"])
+        run = MQARRun(**record["settings"])
         batch = run.task.sample(run.test, torch.Generator().manual_seed(TEST_SEED))
         assert fingerprint(batch) == record["test_hash"]
         now = correct(LanguageModel.load(path), Batch(*(part[:64] for part in batch))).mean().item()
@@ -256,9 +245,6 @@ def test_no_run_is_made_from_nonsense(name, values):
         with pytest.raises(ValueError, match=f"^a run needs {name} to be .*; got ") as caught:
             replace(RUN, **{name: value})
         assert "\n" not in str(caught.value)
-    for lengths in ((), (16, 16), (16, 0), (16.0,), 16, "16", None):
-        with pytest.raises(ValueError, match="lengths"):
-            NeedleRun("grm", 0, 16, 16, 4, 4, 4, 2, test=8, lengths=lengths)
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):

@@ -139,7 +139,7 @@ def test_the_crossovers_are_those_of_mc(dial, page):
 
 def test_the_first_frame_and_its_measured_points(dial, page):
     assert_counts(page, "grm")
-    data = dial_data(ROOT / "results/dial/cpu", ROOT / "results/mqar/cpu", "")
+    data = dial_data(ROOT / "results/dial/cpu", "")
     seconds = {p["way"]: p["seconds"] for p in data["points"] if p["tokens"] == 8192 and p["segment_size"] in (None, 64)}
     shown = page.evaluate(CELLS)
     for column, way in (("none", "none"), ("way", "grm"), ("attention", "attention")):
@@ -217,7 +217,7 @@ def test_it_fits_a_phone_and_the_dark(dial, page):
 
 
 def test_a_saved_page_is_small_and_a_setting_is_checked(tmp_path):
-    data = dial_data(ROOT / "results/dial/cpu", ROOT / "results/mqar/cpu", "</script><b>a title")
+    data = dial_data(ROOT / "results/dial/cpu", "</script><b>a title")
     Dial(data=data, setting={"segment_size": 16}).save_html(tmp_path / "dial.html")
     page = (tmp_path / "dial.html").read_text()
     assert "</script><b>" not in page and len(json.dumps(data)) < 20_000
@@ -228,5 +228,5 @@ def test_a_saved_page_is_small_and_a_setting_is_checked(tmp_path):
     with pytest.raises(ValueError, match="a setting has memory, way, tokens, .*; got 'size'"):
         Dial(setting={"size": 4})
     with pytest.raises(ValueError, match="no records of the dial in"):
-        dial_data(tmp_path, ROOT / "results/mqar/cpu", "")
+        dial_data(tmp_path, "")
     assert SIZES["tokens"][0] == GRID[0] and SIZES["tokens"][-1] == GRID[-1]

@@ -272,9 +272,9 @@ DOORS = {    # what is called, and the words of the error
     "time of a token too large": (lambda: play(model(20), BATCH, 0, "t"), "must lie between 0 and 19"),
     "time of 10,000 tokens": (lambda: play(model(), LONG, 0, "t"), "batch must have at most 2,048 tokens, .* got 10,000"),
     "sizes of half a token": (lambda: sizes(0.5), "tokens must be an integer >= 1; got 0.5"),
-    "a dial of no folder": (lambda: dial_data(None, ".", "t"), "folder must be the path of a folder; got None"),
-    "a dial of nothing": (lambda: dial_data("/nowhere", "/nowhere", "t"), "no records of the dial in /nowhere"),
-    "a dial without a title": (lambda: dial_data(ROOT / "results/dial/cpu", ROOT / "results/mqar/cpu", None), "title must be text"),
+    "a dial of no folder": (lambda: dial_data(None, "t"), "folder must be the path of a folder; got None"),
+    "a dial of nothing": (lambda: dial_data("/nowhere", "t"), "no records of the dial in /nowhere"),
+    "a dial without a title": (lambda: dial_data(ROOT / "results/dial/cpu", None), "title must be text"),
     "a dial set to text": (lambda: Dial(setting={"head_size": "64"}), "head_size must be a power of two between 8 and 256; got '64'"),
     "a dial set to True": (lambda: Dial(setting={"num_heads": True}), "num_heads must be a power of two between 1 and 32; got True"),
     "a dial set to 16.0": (lambda: Dial(setting={"segment_size": 16.0}), "segment_size must be a power of two .* got 16.0"),
@@ -455,7 +455,7 @@ EVERY = {
     "states": lambda: explore_states(model(), mqar(), "states", heads=[0]),
     "time": lambda: play(model(), mqar(), 0, "time"),
     "by hand": lambda: by_hand(draws(1, 1)),
-    "dial": lambda: Dial(data=dial_data(ROOT / "results/dial/cpu", ROOT / "results/mqar/cpu", "dial"), still=still_of(segment_size=64, head_size=32)),
+    "dial": lambda: Dial(data=dial_data(ROOT / "results/dial/cpu", "dial"), still=still_of(segment_size=64, head_size=32)),
 }
 
 

@@ -38,7 +38,7 @@ RUN = """async ([name, runs]) => {
 
 def task_of(name, model, length=128):
     size = model.config.vocab_size
-    return Needles(size, length) if name.startswith("needles") else MQAR(size, length, length // 4)
+    return Needles(size, length) if name.startswith("extrapolation") else MQAR(size, length, length // 4)
 
 
 def truth(model, tokens):
@@ -92,7 +92,7 @@ def test_a_model_in_the_page_computes_what_mc_computes(bare, name):
     {"aggregation": "ssc", "top_k": 3, "gate": "shared"}, {"gate": "shared"}, {"gate": "uniform"}, {"aggregation": "ssc", "gate": "uniform", "top_k": 2},
     {"segment_size": 1}, {"segment_size": 5}, {"segment_size": 128},
 ], ids=str)
-@pytest.mark.parametrize("name", ["mqar/cpu/grm", "needles/cpu/checkpoint"])
+@pytest.mark.parametrize("name", ["mqar/cpu/checkpoint", "extrapolation/cpu/grm"])
 def test_other_rules_in_the_page_are_those_of_mc(bare, name, changes):
     model = LanguageModel.load(shipped(RESULTS)[name])
     tokens = task_of(name, model, 100).sample(1, torch.Generator().manual_seed(1)).tokens[0].tolist()
@@ -376,10 +376,10 @@ def test_the_same_tokens_go_to_the_next_model_and_another_task_draws_its_own(con
     choose(controls, "model", "mqar/cpu/ssc")
     settled(page)
     assert controls.locator(".strip .token").all_inner_texts() == before
-    choose(controls, "model", "needles/cpu/ssc")
+    choose(controls, "model", "extrapolation/cpu/ssc")
     settled(page)
     assert controls.locator(".strip .token").count() == 256 and score(controls).endswith("of 8 questions right")
-    assert page.asked == [f"{name}.safetensors" for name in ("mqar/cpu/grm", "mqar/cpu/ssc", "needles/cpu/ssc")]
+    assert page.asked == [f"{name}.safetensors" for name in ("mqar/cpu/grm", "mqar/cpu/ssc", "extrapolation/cpu/ssc")]
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -466,7 +466,7 @@ def test_in_a_notebook_the_kernel_sends_the_weights_and_hears_what_is_chosen(pag
 
 
 def test_python_knows_what_is_chosen_and_refuses_what_cannot_be(widget):
-    widget.show("needles/cpu/ssc", seed=3)
+    widget.show("extrapolation/cpu/ssc", seed=3)
     widget.size, widget.top_k = 8, 2
     assert widget.model.config.mixer.segment_size == 8 and widget.model.config.mixer.top_k == 2
     assert torch.equal(widget.batch.tokens, Needles(64, 256, 8).sample(1, torch.Generator().manual_seed(3)).tokens)
@@ -476,7 +476,7 @@ def test_python_knows_what_is_chosen_and_refuses_what_cannot_be(widget):
             setattr(widget, name, value)
     with pytest.raises(ValueError, match="name must be one of"):
         widget.show("mqar/deep/dla-grm")    # the page cannot run it
-    assert widget.name == "needles/cpu/ssc" and set(READINGS) > {"none", "ssc"} and CONNECTORS[0] == "context"
+    assert widget.name == "extrapolation/cpu/ssc" and set(READINGS) > {"none", "ssc"} and CONNECTORS[0] == "context"
 
 
 def test_a_folder_without_models_is_refused(tmp_path):
@@ -519,9 +519,9 @@ def test_the_book_runs_a_model_and_fetches_it_once_it_is_chosen(page, site, at):
     model = LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors")
     assert score(root) == f"{right(model, MQAR().sample(1, torch.Generator().manual_seed(2026)))} of 64 questions right"
     assert [url for url, _ in fetched()] == [f"{site}_static/models/mqar/cpu/grm.safetensors"] and fetched()[0][1] < 2_000_000
-    choose(root, "model", "needles/cpu/ssc")
+    choose(root, "model", "extrapolation/cpu/ssc")
     settled(page)
-    assert fetched()[1][0].endswith("needles/cpu/ssc.safetensors") and len(fetched()) == 2
+    assert fetched()[1][0].endswith("extrapolation/cpu/ssc.safetensors") and len(fetched()) == 2
 
 
 def test_all_models_of_the_page_are_small(widget):

@@ -109,7 +109,7 @@ def test_launch_buttons_appear_with_the_address(address, tmp_path):
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     config["repository"]["url"] = address
     (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
-    pages = ["nbs/workshop/figures", "book/runs/needles/smoke"]
+    pages = ["nbs/workshop/figures", "book/runs/gates/smoke"]
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": pages[0], "parts": [
         {"caption": "one", "chapters": [{"file": pages[1]}]}]}))
     for name in ("book/_ext", "book/_static", "book/references.bib", "mc/explorers", f"{pages[0]}.md", f"{pages[0]}.ipynb"):
@@ -125,7 +125,7 @@ def test_launch_buttons_appear_with_the_address(address, tmp_path):
     if not address:
         assert launches == [[], []] and "Colab" not in "".join(html)
         return
-    for found, path in zip(launches, ("nbs/workshop/figures.ipynb", "nbs/bench/needles.ipynb")):
+    for found, path in zip(launches, ("nbs/workshop/figures.ipynb", "nbs/bench/gates.ipynb")):
         assert sorted(found) == [f"https://colab.research.google.com/github/someone/somewhere/blob/main/{path}",
                                  f"https://mybinder.org/v2/gh/someone/somewhere/main?urlpath=lab/tree/{path}"]
     assert f"git clone -q {address}" in html[0]

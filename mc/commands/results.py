@@ -112,7 +112,7 @@ def compare(
 
     print(pd.DataFrame([compared(row) for row in rows]).fillna("").to_string(index=False))
 
-# %% ../../nbs/workshop/command_results.ipynb #d8815c22
+# %% ../../nbs/workshop/command_results.ipynb #d87858a9
 def spent(record: dict) -> float:
     "Processor seconds of a record: training, and tests by the clock of one process."
     training = record.get("train_cpu_seconds") or record.get("cpu_seconds") or 0.0
@@ -129,9 +129,7 @@ def tests_of(record: dict) -> dict[str, tuple[float, int | None]]:
         named = lambda task: f"{task['pairs']} pairs in {task['length']:,}"
         return {named(s["task"]): (s["right"], s["state_bytes"]) for s in scores}
     pairs = record["settings"]["pairs"]
-    lengths = record["by_length"] or {} if "by_length" in record else {}
-    lengths = lengths or {record["settings"]["length"]: record["accuracy"]}
-    return {f"{pairs} pairs in {int(n):,}": (right, None) for n, right in lengths.items()}
+    return {f"{pairs} pairs in {record['settings']['length']:,}": (record["accuracy"], None)}
 
 
 def row(experiment: str, variant: str, runs: list[dict]) -> dict:

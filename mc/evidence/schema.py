@@ -137,7 +137,7 @@ def argument(kind, value, name: str):
         words = TypeAdapter(kind).json_schema()["description"]
         raise ValueError(f"{name} must be {words}; got {value!r}") from None
 
-# %% ../../nbs/workshop/schema.ipynb #fe600374
+# %% ../../nbs/workshop/schema.ipynb #cee70331
 class Checked(BaseModel):
     "What may hold what it lists and nothing else; a `ValueError` in one sentence for anything else."
 
@@ -165,7 +165,6 @@ class Settings(Checked):
     batch: Count
     learning_rate: Rate
     test: Sample
-    lengths: Counts | None = Field(None, description="a list of different integers")
 
 
 class Provenance(Checked):
@@ -186,7 +185,6 @@ class Run(Checked):
     seed: Seed
     accuracy: Share
     by_pairs: dict[str, Share] | None = Field(None, description="numbers from 0 to 1")
-    by_length: dict[str, Share] | None = Field(None, description="numbers from 0 to 1")
     sd_over_sequences: Amount
     test_hash: Text
     parameters: Count

@@ -96,10 +96,10 @@ def rewired(model: LanguageModel, **changes) -> LanguageModel:
         raise ValueError(f"changes need other weights than the model has: {changes}") from None
     return other.eval()
 
-# %% ../../nbs/workshop/explorer_live.ipynb #52cf83ab
+# %% ../../nbs/workshop/explorer_live.ipynb #bece6871
 READINGS = ("none", "residual", "grm", "soup", "ssc")
 CONNECTORS = ("context", "shared", "uniform")  # what the page can compute
-TASKS = {"mqar": "MQAR", "needles": "needles", "text": "text"}
+TASKS = {"mqar": "MQAR", "extrapolation": "needles", "text": "text"}  # of the benchmarks whose models a page can run
 SEED = 2026
 
 
@@ -114,7 +114,8 @@ def entry(name: str, model: LanguageModel) -> dict | None:
     """What the page knows of `model` before it reads the weights, JSON-able; None for one
     that it cannot run: it has linear memories in segments of one length, and attention.
     """
-    mixer, (task, _, variant) = model.config.mixer, name.split("/")
+    mixer, (benchmark, _, variant) = model.config.mixer, name.split("/")
+    task = TASKS.get(benchmark, "MQAR")
     if mixer is None or getattr(mixer, "window", None):  # a hybrid, or a sliding window
         return None
     rules = {"aggregation": "attention"}
@@ -128,9 +129,9 @@ def entry(name: str, model: LanguageModel) -> dict | None:
         rules = {n: getattr(mixer, n) for n in ("aggregation", "gate", "top_k", "segment_size")}
     return {
         "name": name,
-        "label": f"{TASKS.get(task, 'MQAR')}: {NAMES.get(variant, variant)}",
+        "label": f"{task}: {NAMES.get(variant, variant)}",
         "file": f"{name}.safetensors",
-        "task": task if task in TASKS else "mqar",
+        "task": task.lower(),
         "vocab_size": model.config.vocab_size,
         "rules": rules,
     }

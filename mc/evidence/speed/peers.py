@@ -74,7 +74,7 @@ def install(peer: str, folder: Path) -> Path:
         target.rename(place)
     return place
 
-# %% ../../../nbs/workshop/peers.ipynb #ff785dd9
+# %% ../../../nbs/workshop/peers.ipynb #10905fc1
 class Peer:
     """A layer in a process of its own. `command` starts it, with the packages in `place` and the
     variables `env`; a call runs it once and returns the CPU seconds that it took there. `answer` is all that it
@@ -101,7 +101,8 @@ class Peer:
         )
 
     def __call__(self) -> float:
-        timer = threading.Timer(self.limit, self.process.kill)
+        late = threading.Event()
+        timer = threading.Timer(self.limit, lambda: (late.set(), self.process.kill()))
         timer.start()
         try:
             self.process.stdin.write("\n")
@@ -114,6 +115,8 @@ class Peer:
         if not answer:
             code = self.process.wait()
             self.errors.seek(0)
+            if late.is_set():
+                raise PeerFailed("", f"it took more than {self.limit:g} seconds")
             raise PeerFailed(self.errors.read(), f"it ended with code {code}")
         self.answer = json.loads(answer)
         self.first = self.first or self.answer
