@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOCABULARY', 'PHASES', 'QUANTITIES', 'model_and_tokens', 'training', 'prefill', 'longer', 'filled', 'decode', 'cost',
-           'phase_of', 'by_tokens', 'ratio_to', 'cost_figure']
+           'phase_of', 'by_tokens', 'ratio_to', 'short', 'cost_figure']
 
 # %% ../../../nbs/workshop/cost_models.ipynb #907b0cf4
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def cost(phase: str, tokens: int, variants: list[str], sizes: Sizes, repeats: in
     title, per = f"{pair[0]} / {pair[1]}, {phase}", steps if phase == "decode" else tokens
     return Comparison(f"{phase}-{tokens}", title, f"T = {tokens:,}", items, pair, repeats=repeats, per=per)
 
-# %% ../../../nbs/workshop/cost_models.ipynb #fffa7e8a
+# %% ../../../nbs/workshop/cost_models.ipynb #c35ab96e
 def phase_of(record: dict) -> tuple[str, int]:
     "The phase of a record, and the tokens of its texts."
     phase, tokens = record["name"].rsplit("-", 1)
@@ -133,6 +133,14 @@ QUANTITIES = {
     "a token": ("decode", "milliseconds", lambda record, v: 1000 * record["cpu_seconds"][v]),
     "bytes": ("decode", "bytes of the cache", lambda record, v: record["bytes"][v]["cache"]),
 }
+
+
+def short(number: float) -> str:
+    "A round `number` with the letter of its thousands: 20k, 5M."
+    for letter, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
 
 
 def cost_figure(records: list[dict], variants: list[str], title: str):
@@ -175,5 +183,6 @@ def cost_figure(records: list[dict], variants: list[str], title: str):
     lengths = sorted({n for phase in PHASES for n in by_tokens(records, phase)})
     fig.update_layout(title=title, xaxis_title="tokens in the text", height=520, margin_t=110, updatemenus=[menu])
     fig.update_xaxes(type="log", tickvals=lengths, ticktext=[f"{n // 1024}K" if n >= 1024 else str(n) for n in lengths])
-    fig.update_yaxes(type="log", title=QUANTITIES[there[0]][1], exponentformat="SI", dtick="D2")
+    ticks = [m * 10.0**e for e in range(-3, 12) for m in (1, 2, 5)]
+    fig.update_yaxes(type="log", title=QUANTITIES[there[0]][1], tickvals=ticks, ticktext=list(map(short, ticks)))
     return figures.describe(fig, f"{there[0]}, {QUANTITIES[there[0]][1]} at the longest text: {'; '.join(said)}.")
