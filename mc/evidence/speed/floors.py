@@ -112,7 +112,7 @@ def floors(records: list[dict]) -> dict[str, dict]:
     work = lambda r: (-max(v["tokens"] for v in r["settings"]["variants"].values()), r["name"])
     return {r["name"]: r for r in sorted(some, key=work)}
 
-# %% ../../../nbs/workshop/floors.ipynb #91a275f3
+# %% ../../../nbs/workshop/floors.ipynb #5cc657c4
 def goals(records: list[dict]):
     "A row for each goal of the records of `Floors`: time over floor, the goal, whether it is reached, and what is above the floor."
     import pandas as pd
@@ -128,11 +128,11 @@ def goals(records: list[dict]):
             value, low, high = over_floor(record, name)
             row = {"layer": name, "at": record["at"], "time / floor": f"{value:.2f} ({low:.2f} to {high:.2f})", "goal": goal}
             rows.append(row | {"reached": "yes" if value <= goal else "no", "above the floor": above(record, name, rates)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 
 def above(record: dict, name: str, rates: dict | None) -> str:
-    "What the time above the floor is, in copies of the layer's input."
+    "What share of the time is above the floor, and how many copies of the layer's input take as long."
     value, _, _ = over_floor(record, name)
     seconds = record["cpu_seconds"][name] * (1 - 1 / value)
     variant = record["settings"]["variants"][name.removesuffix(COMPILED)]
@@ -140,7 +140,7 @@ def above(record: dict, name: str, rates: dict | None) -> str:
     if rates is None:
         return said
     once = 8 * variant["batch"] * variant["tokens"] * variant["d_model"] / 1e9 / rates["GB/s"]["copy, memory"]
-    return f"{said}, as long as {seconds / once:.0f} copies of its input"
+    return f"{said}: {seconds / once:,.0f} copies"
 
 # %% ../../../nbs/workshop/floors.ipynb #6288116c
 LABELS = {"none": "no caching", "residual": "residual", "grm": "GRM", "soup": "Soup", "ssc": "SSC"}
