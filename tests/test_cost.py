@@ -98,6 +98,7 @@ def test_peaks_are_those_of_a_process_of_its_own(tmp_path):
     small, large = record["bytes"].values()
     assert small["cache"] * 40 < large["cache"] <= large["peak"] and small["peak"] < 50e6 and record["value"] == pytest.approx(large["peak"] / large["cache"], rel=1e-3)
     assert list(peak_table([record])["tokens"]) == ["256", "16,384"]
+    assert record["cpu_seconds"]["ssc, 16384"] < 1e-3                               # of a token
 
 
 def test_a_figure_has_a_button_for_each_quantity(records):

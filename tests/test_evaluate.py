@@ -240,6 +240,12 @@ def test_what_is_saved_is_the_difference_of_two_losses(run, tmp_path):
     assert verify_bundle(tmp_path / "o") == []
 
 
+def test_the_other_passage_is_from_outside_of_the_row(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(map(chr, range(33, 97))))               # no letter twice
+    rows = Repeats(data=tmp_path / "a.txt", distances=(20, 30), passage=12, cue=5, samples=40).rows(BYTES).rows
+    assert all(not set(row.new[:12]) & set(row.seen) for row in rows) and len({row.new[0] for row in rows}) > 20
+
+
 @pytest.mark.parametrize("options, word", [({"cue": 12}, "cue"), ({"distances": (11,)}, "distances"), ({"distances": (9, 9)}, "distances"),
                                            ({"distances": (500,)}, "441"), ({"samples": 0}, "samples"), ({"metric": "contains"}, "bits_saved")])
 def test_passages_that_cannot_be_had_are_refused(tmp_path, options, word):

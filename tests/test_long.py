@@ -1,6 +1,7 @@
 """Long texts: pieces where nobody differentiates, choices without a tensor for all pairs, sums of matrices."""
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -131,6 +132,23 @@ def test_a_gradient_of_the_memory_keeps_a_call_whole(monkeypatch, short):
         memory = mc.DLAMemory(w1.requires_grad_(trained), w2)
         y = mc.memory_caching(*x, memory, coefficients={"eta": 0.1}, segments=C)
         assert lengths == expected and y.requires_grad == trained
+
+
+def test_a_gradient_of_the_cache_keeps_a_call_whole(monkeypatch, short):
+    layer, lengths = layer_of().requires_grad_(False), counted(monkeypatch)
+    _, cache = layer.forward_with_cache(randn(1, 9, 8))
+    for differentiated, expected in ((False, [7, 7, 6]), (True, [20])):
+        lengths.clear()
+        sums = cache.key_sum.clone().requires_grad_(differentiated)
+        y, _ = layer.forward_with_cache(randn(1, 20, 8), replace(cache, key_sum=sums))
+        assert lengths == expected and y.requires_grad == differentiated
+
+
+@pytest.mark.parametrize("segments, sizes", [([3, 3, 3, 3], [6, 6]), ([9, 1, 6, 2, 5], [9, 7, 7]), ([1] * 15, [7, 7, 1]), ([20], [20])])
+def test_pieces_of_listed_segments_end_with_one_and_are_no_longer_than_they_must_be(short, segments, sizes):
+    found = pieces.pieces_of(sum(segments), segments, mc.options.Rules("grm"))
+    assert [b - a for a, b, _ in found] == sizes and [n for *_, some in found for n in some] == segments
+    assert all(sum(some) == b - a for a, b, some in found)
 
 
 def test_what_does_not_fit_is_refused_as_a_whole(short):

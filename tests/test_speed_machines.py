@@ -75,6 +75,8 @@ def test_compiled_layers_take_turns_and_one_that_cannot_be_compiled_is_recorded(
     aims = goals([record]).set_index("layer")
     assert dict(aims["reached"]) == {"grm, compiled": "yes", "none, compiled": "no", "none": "no", "ssc": "no"}
     assert aims.loc["none, compiled", "time / floor"] == "no C++ compiler" and aims.loc["ssc", "time / floor"] == "not in this run"
+    said, (value, *_) = aims.loc["none", "above the floor"], over_floor(record, "none")
+    assert said == f"{1 - 1 / value:.0%} of the time"
     figure = floor_figure([record])
     assert [t.name for t in figure.data] == ["eager", "compiled"] and list(figure.data[1].y) == ["GRM"] and row is record
 
