@@ -136,7 +136,7 @@ def entry(name: str, model: LanguageModel) -> dict | None:
         "rules": rules,
     }
 
-# %% ../../nbs/workshop/explorer_live.ipynb #457c6a9c
+# %% ../../nbs/workshop/explorer_live.ipynb #6687eb72
 class Computed(Explorer):
     """What runs a trained model where it is shown.
 
@@ -250,9 +250,13 @@ def live(folder: str | Path = "results", title: str = "A trained model, live") -
             "folder must hold trained models that a page can run, in BENCHMARK/PROFILE/models; "
             f"got {str(folder)!r}"
         )
-    order = [*NAMES]
-    variant = lambda one: one["name"].split("/")[-1]
-    entries.sort(key=lambda one: order.index(variant(one)) if variant(one) in order else 99)
+    benchmarks, variants = [*TASKS], [*NAMES]
+
+    def place(one):
+        benchmark, _, variant = one["name"].split("/")
+        return benchmarks.index(benchmark), variants.index(variant) if variant in variants else 99
+
+    entries.sort(key=place)
     names = [one["name"] for one in entries]
     first = next((name for name in names if name.endswith("/grm")), names[0])
     data = {"title": title, "seed": SEED, "models": entries}
