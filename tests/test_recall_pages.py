@@ -100,7 +100,7 @@ FEW, MANY = (4096, 8), (512, 120)
 
 
 @pytest.mark.parametrize("few, many, words", [
-    (0.9, 0.2, "**Few facts in long texts: the cache. Many in short ones: the larger state.** SSC is clearly above one head with 8 in 4,096 tokens, and clearly below with 120 in 512 tokens."),
+    (0.9, 0.2, "**Facts far apart in long texts: the cache. Close together in short ones: the larger state.** SSC is clearly above one head with 8 in 4,096 tokens, and clearly below with 120 in 512 tokens."),
     (0.2, 0.9, "**Each wins somewhere, but not by the number of facts to a token alone.**"),
     (0.9, 0.9, "**The cache.** SSC is clearly above one head with 8 in 4,096 and 120 in 512 tokens, and clearly below nowhere."),
     (0.2, 0.2, "**The larger state.**"),
