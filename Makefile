@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT   ?= 8000
 LAB    := jupyterlab==4.6.6
+LINT   := ruff check --quiet mc tests book examples setup.py
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS := 1
@@ -90,6 +91,7 @@ chromium:
 test:
 	$(MAKE) -j2 environment chromium
 	$(MAKE) sync
+	$(LINT)
 	$(MAKE) -j2 smoke
 	$(MAKE) -j2 tests chapters
 
@@ -103,7 +105,7 @@ chapters:
 	echo "chapters: $$(tail -n 1 _build/logs/chapters.log)"
 
 check: sync
-	ruff check --quiet mc tests book examples setup.py
+	$(LINT)
 	pytest -q tests -m "not slow" -n 2 --dist worksteal
 
 # The text notebooks open as notebooks; the setting stays inside .venv.

@@ -90,10 +90,11 @@ def test_a_model_is_one_graph_and_decodes_in_as_many_as_its_layer():
         logits = model(tokens)
         _, cache = model.forward_with_cache(tokens[:, :13])
         step, graphs.frame_count = torch.compile(model.forward_with_cache, fullgraph=True, backend=graphs), 0
+        known = None
         for t in range(13, 30):
             read, cache = step(tokens[:, t : t + 1], cache)
             close(read[:, 0], logits[:, t])
-            known = graphs.frame_count if t == 21 else None if t < 21 else known
+            known = graphs.frame_count if t == 21 else known
     assert graphs.frame_count == known <= 5
 
 

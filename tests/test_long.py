@@ -125,7 +125,7 @@ def test_nobody_is_cut_who_differentiates_records_or_needs_the_whole(monkeypatch
 
 
 def test_a_gradient_of_the_memory_keeps_a_call_whole(monkeypatch, short):
-    (x, rates), lengths = (a.detach() for a in tokens(20)), counted(monkeypatch)
+    (x, _), lengths = (a.detach() for a in tokens(20)), counted(monkeypatch)
     for trained, expected in ((True, [20]), (False, [7, 7, 6])):
         lengths.clear()
         w1, w2 = (0.3 * randn(H, *shape) for shape in ((D, 6), (6, D)))
@@ -247,7 +247,7 @@ def test_no_tensor_has_a_place_for_every_token_and_memory(monkeypatch, aggregati
 @pytest.mark.parametrize("change", [{}, {"softmax": "all"}, {"top_k": 9}, {"gate_scale": -0.7}, {"pool": "position"}], ids=str)
 def test_untraced_is_traced(short, cut, aggregation, change):
     "Outputs and gradients, for one more call after a cache."
-    (x, rates), found = tokens(50), []
+    (x, _), found = tokens(50), []
     rules, segments = rules_of(aggregation, cut, "independent", **change), [3, 9, 1, 4, 3] if cut == "list" else C
     for traced in (True, False):
         first = one_pass(*x[:, :, :30], mc.LinearMemory(), rules, [3, 9, 1, 4, 13] if cut == "list" else C, traced=traced)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['State', 'outer', 'LinearMemory', 'scan', 'anchor', 'read_rows', 'recall', 'soup']
 
-# %% ../../nbs/see/memory.ipynb #6c389f66
+# %% ../../nbs/see/memory.ipynb #5a081d64
 from typing import Callable
 
-import torch
 from torch import Tensor
 
 from .decay import added_up, plus_product

@@ -207,7 +207,7 @@ def floor_table(records: list[dict]):
             rows.setdefault(LABELS.get(name.removesuffix(COMPILED), name) + COMPILED, {})[record["at"]] = f"did not compile: {why}"
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
-# %% ../../../nbs/workshop/floors.ipynb #cc7fd237
+# %% ../../../nbs/workshop/floors.ipynb #baf11990
 def parts(record: dict, name: str) -> tuple[float, float]:
     "Seconds of the floor of a variant, and those above it."
     value, _, _ = over_floor(record, name)
@@ -250,7 +250,7 @@ def reasons(kinds: dict[str, list[dict]], name: str = "floor-4096-1-32", over: s
     change = lambda record, layer: [a / b for a, b in zip(parts(record, layer), parts(base, layer))]
     sentences = []
     for kind, record in others:
-        (up_floor, up_rest), (down_floor, down_rest) = change(record, over), change(record, under)
+        (_, up_rest), (down_floor, down_rest) = change(record, over), change(record, under)
         ratio = lambda r: r["cpu_seconds"][over] / r["cpu_seconds"][under]
         sentences.append(
             f"On {kind} the products take {down_floor:.2f} times as long as on {first}, what {LABELS[under]} does besides {down_rest:.2f} times, and what "

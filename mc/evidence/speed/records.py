@@ -191,7 +191,7 @@ def against_targets(records: list[dict]):
     fig.update_yaxes(categoryarray=names, tickfont_size=12)
     return fig.update_yaxes(autorange="reversed")
 
-# %% ../../../nbs/workshop/speed_records.ipynb #e5bb7310
+# %% ../../../nbs/workshop/speed_records.ipynb #ccdc9a97
 OURS = ("layer", "step", "torch.mm")
 
 
@@ -211,13 +211,13 @@ def against_others(kinds: dict[str, list[dict]]):
     from mc import figures
 
     fig, some = go.Figure(), []
-    for (kind, records), symbol in zip(kinds.items(), ("circle", "diamond-open", "square-open", "x", "cross")):
+    for (processor, records), symbol in zip(kinds.items(), ("circle", "diamond-open", "square-open", "x", "cross")):
         mine = sorted(with_others(records), key=lambda r: -r["value"])
         some += mine
         fig.add_scatter(
             x=[digits(r["value"]) for r in mine],
             y=[label(r) for r in mine],
-            name=kind,
+            name=processor,
             mode="markers",
             marker=dict(color=[figures.COLOURS["attention"] if "attention" in r["title"] else "#7F7F7F" for r in mine], size=10, symbol=symbol),
             error_x=dict(
