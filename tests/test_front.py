@@ -116,7 +116,7 @@ def test_the_landing_page_opens_on_a_question_that_gates_answer_and_others_do_no
     token, right = int(root.get_attribute("data-token")), {}
     batch = MQAR().sample(1, torch.Generator().manual_seed(2026))
     for variant in ("attention", "none", "residual", "grm", "ssc"):
-        model = LanguageModel.load(ROOT / f"results/mqar/cpu/models/{variant}.safetensors")
+        model = LanguageModel.load(ROOT / f"results/state_per_byte/cpu/models/{variant}.safetensors")
         with torch.no_grad():
             right[variant] = (model(batch.tokens)[0].argmax(-1) == batch.labels[0])[token].item()
     assert right == {"attention": True, "none": False, "residual": False, "grm": True, "ssc": True}
