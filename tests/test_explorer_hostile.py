@@ -374,7 +374,7 @@ def test_a_large_still_is_drawn_from_means(tmp_path):
 
 
 def test_live_takes_only_what_a_page_can_run(tmp_path):
-    folder = tmp_path / "mqar/cpu/models"
+    folder = tmp_path / "state_per_byte/cpu/models"
     folder.mkdir(parents=True)
     lm = lambda **options: mc.LanguageModel(mc.LMConfig(256, 1, mc.MCConfig(16, 2, **options)))
     for name, options in {"dla": {"backend": "dla"}, "fenwick": {"segmentation": "fenwick"}, "sum": {"pool": "sum"}, "position": {"gate": "position"}, "all": {"softmax": "all"}}.items():
@@ -382,7 +382,7 @@ def test_live_takes_only_what_a_page_can_run(tmp_path):
     with pytest.raises(ValueError, match="folder must hold trained models that a page can run"):
         live(tmp_path)
     lm(aggregation="soup").save(folder / "soup.safetensors")
-    assert list(live(tmp_path).models) == ["mqar/cpu/soup"]
+    assert list(live(tmp_path).models) == ["state_per_byte/cpu/soup"]
 
 
 @pytest.fixture(scope="module")

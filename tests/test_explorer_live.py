@@ -92,7 +92,7 @@ def test_a_model_in_the_page_computes_what_mc_computes(bare, name):
     {"aggregation": "ssc", "top_k": 3, "gate": "shared"}, {"gate": "shared"}, {"gate": "uniform"}, {"aggregation": "ssc", "gate": "uniform", "top_k": 2},
     {"segment_size": 1}, {"segment_size": 5}, {"segment_size": 128},
 ], ids=str)
-@pytest.mark.parametrize("name", ["mqar/cpu/checkpoint", "extrapolation/cpu/grm"])
+@pytest.mark.parametrize("name", ["state_per_byte/cpu/checkpoint", "extrapolation/cpu/grm"])
 def test_other_rules_in_the_page_are_those_of_mc(bare, name, changes):
     model = LanguageModel.load(shipped(RESULTS)[name])
     tokens = task_of(name, model, 100).sample(1, torch.Generator().manual_seed(1)).tokens[0].tolist()
@@ -114,12 +114,12 @@ def test_512_tokens_take_less_than_300_ms(bare, name):
 
 
 def test_states_in_the_page_are_those_of_mc(bare):
-    model = LanguageModel.load(shipped(RESULTS)["mqar/cpu/checkpoint"]).double()
+    model = LanguageModel.load(shipped(RESULTS)["state_per_byte/cpu/checkpoint"]).double()
     tokens = MQAR().sample(1, torch.Generator().manual_seed(3)).tokens[:, :75]
     x = model.embed(tokens)
     _, cache = model.blocks[0].mixer.forward_with_cache(model.blocks[0].mixer_norm(x))
     found = bare.evaluate("""async tokens => {
-        const model = lib.readModel(await (await fetch("/models/mqar/cpu/checkpoint")).arrayBuffer());
+        const model = lib.readModel(await (await fetch("/models/state_per_byte/cpu/checkpoint")).arrayBuffer());
         const trace = lib.forward(model, tokens).traces[0];
         return [trace.states[2].map(M => [...M]), [...lib.onlineState(trace, model.rules, 2, 74)]] }""", tokens[0].tolist())
     assert np.allclose(found[0], cache.states["m"][0, :, 2].detach().flatten(1), atol=CLOSE)
@@ -222,17 +222,17 @@ def right(model, batch):
 
 @pytest.fixture
 def controls(page, widget):
-    widget.show("mqar/cpu/grm")
+    widget.show("state_per_byte/cpu/grm")
     return book(page, widget)
 
 
 def test_it_opens_with_a_sequence_of_the_task_and_the_rules_of_the_training(controls, page, widget):
-    assert (widget.name, widget.aggregation, widget.gate, widget.size) == ("mqar/cpu/grm", "grm", "context", 16)
+    assert (widget.name, widget.aggregation, widget.gate, widget.size) == ("state_per_byte/cpu/grm", "grm", "context", 16)
     batch = MQAR().sample(1, torch.Generator().manual_seed(2026))
     assert widget.tokens == batch.tokens[0].tolist() and torch.equal(widget.batch.labels, batch.labels)
-    model = LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors")
+    model = LanguageModel.load(RESULTS / "state_per_byte/cpu/models/grm.safetensors")
     assert score(controls) == f"{right(model, batch)} of 64 questions right"
-    assert page.asked == ["mqar/cpu/grm.safetensors"]    # fetched on demand, and only this one
+    assert page.asked == ["state_per_byte/cpu/grm.safetensors"]    # fetched on demand, and only this one
     wrong = controls.locator(".strip .token.query.wrong").count()
     assert wrong == 64 - right(model, batch)
 
@@ -242,10 +242,10 @@ def test_the_picture_is_what_the_model_computes_under_the_chosen_rules(controls,
     controls.locator("input[data-name=k]").fill("1")
     controls.locator("input[data-name=segments]").fill("4")
     settled(page)
-    model = rewired(LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors"), aggregation="ssc", top_k=2, segment_size=32)
+    model = rewired(LanguageModel.load(RESULTS / "state_per_byte/cpu/models/grm.safetensors"), aggregation="ssc", top_k=2, segment_size=32)
     batch = widget.batch
     assert score(controls) == f"{right(model, batch)} of 64 questions right"
-    assert f"(as trained {right(LanguageModel.load(RESULTS / 'mqar/cpu/models/grm.safetensors'), batch)})" in controls.locator(".score").inner_text()
+    assert f"(as trained {right(LanguageModel.load(RESULTS / 'state_per_byte/cpu/models/grm.safetensors'), batch)})" in controls.locator(".score").inner_text()
     _, traces = model.inspect(batch.tokens)
     for t in (40, 200):
         controls.locator(f".token[data-index='{t}']").click()
@@ -260,7 +260,7 @@ def test_the_picture_is_what_the_model_computes_under_the_chosen_rules(controls,
 
 
 def test_the_states_are_those_that_the_token_reads(controls, widget):
-    model = LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors").double()
+    model = LanguageModel.load(RESULTS / "state_per_byte/cpu/models/grm.safetensors").double()
     controls.locator(".token[data-index='70']").click()
     x = model.blocks[0].mixer_norm(model.embed(widget.batch.tokens[:, :71]))
     _, cache = model.blocks[0].mixer.forward_with_cache(x)
@@ -281,7 +281,7 @@ def test_a_token_is_changed_where_one_clicks(controls, page, widget):
     settled(page)
     changed = batch.tokens[0].tolist()
     changed[t] = other
-    model, now = LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors"), questions(torch.tensor([changed]), 256)
+    model, now = LanguageModel.load(RESULTS / "state_per_byte/cpu/models/grm.safetensors"), questions(torch.tensor([changed]), 256)
     assert int(now.labels[0, asked[0]]) == other
     assert score(controls) == f"{right(model, now)} of 64 questions right"
     assert controls.locator(f".token[data-index='{t}']").inner_text() == str(other)
@@ -327,7 +327,7 @@ def test_what_is_typed_is_never_markup(controls, page):
 
 
 def test_a_connector_is_not_made_up(controls, page):
-    choose(controls, "model", "mqar/cpu/none")
+    choose(controls, "model", "state_per_byte/cpu/none")
     settled(page)
     assert controls.locator("select[data-name='read by']").input_value() == "none"
     disabled = lambda name: controls.locator(f"[data-name='{name}']").is_disabled()
@@ -342,13 +342,13 @@ def test_a_connector_is_not_made_up(controls, page):
 
 
 def test_attention_says_that_it_has_no_memories(controls, page, widget):
-    choose(controls, "model", "mqar/cpu/attention")
+    choose(controls, "model", "state_per_byte/cpu/attention")
     settled(page)
     assert "Attention has no memories" in controls.locator(".note").inner_text() and not controls.locator(".states-read").is_visible()
-    model = LanguageModel.load(RESULTS / "mqar/cpu/models/attention.safetensors")
+    model = LanguageModel.load(RESULTS / "state_per_byte/cpu/models/attention.safetensors")
     assert score(controls) == f"{right(model, widget.batch)} of 64 questions right"
     assert all(controls.locator(f"[data-name='{name}']").is_disabled() for name in ("read by", "connector", "k"))
-    choose(controls, "model", "mqar/cpu/grm")
+    choose(controls, "model", "state_per_byte/cpu/grm")
     assert settled(page).locator(".states-read").is_visible()
 
 
@@ -373,13 +373,13 @@ def test_a_new_sequence_is_that_of_the_seed(controls, page):
 
 def test_the_same_tokens_go_to_the_next_model_and_another_task_draws_its_own(controls, page):
     before = controls.locator(".strip .token").all_inner_texts()
-    choose(controls, "model", "mqar/cpu/ssc")
+    choose(controls, "model", "state_per_byte/cpu/ssc")
     settled(page)
     assert controls.locator(".strip .token").all_inner_texts() == before
     choose(controls, "model", "extrapolation/cpu/ssc")
     settled(page)
     assert controls.locator(".strip .token").count() == 256 and score(controls).endswith("of 8 questions right")
-    assert page.asked == [f"{name}.safetensors" for name in ("mqar/cpu/grm", "mqar/cpu/ssc", "extrapolation/cpu/ssc")]
+    assert page.asked == [f"{name}.safetensors" for name in ("state_per_byte/cpu/grm", "state_per_byte/cpu/ssc", "extrapolation/cpu/ssc")]
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -390,56 +390,56 @@ def test_every_shipped_model_runs(page, widget, name):
 
 
 def test_weights_that_cannot_be_fetched_are_named(page, widget):
-    widget.show("mqar/cpu/grm")
+    widget.show("state_per_byte/cpu/grm")
     root = book(page, widget, missing={"ssc.safetensors": None})
-    choose(root, "model", "mqar/cpu/ssc")
+    choose(root, "model", "state_per_byte/cpu/ssc")
     settled(page, "failed")
-    assert "The weights of mqar/cpu/ssc could not be fetched: 404" in root.locator("[role=alert]").inner_text()
+    assert "The weights of state_per_byte/cpu/ssc could not be fetched: 404" in root.locator("[role=alert]").inner_text()
     assert page.troubles and all("404" in trouble or "ssc.safetensors" in trouble for trouble in page.troubles)
     page.troubles.clear()
 
 
 def test_a_damaged_file_is_named(page, widget, tmp_path):
-    whole = (RESULTS / "mqar/cpu/models/ssc.safetensors").read_bytes()
+    whole = (RESULTS / "state_per_byte/cpu/models/ssc.safetensors").read_bytes()
     nan = bytearray(whole)
     nan[-4:] = np.array([np.nan], "<f4").tobytes()
-    widget.show("mqar/cpu/grm")
+    widget.show("state_per_byte/cpu/grm")
     for content, words in [(b"not a model", "not a complete model of ours"), (whole[:-9], "cut off"), (whole[:40], "ends within its header"), (bytes(nan), "has diverged: ")]:
         root = book(page, widget, missing={"ssc.safetensors": content})
-        choose(root, "model", "mqar/cpu/ssc")
+        choose(root, "model", "state_per_byte/cpu/ssc")
         settled(page, "failed")
         alert = root.locator("[role=alert]").inner_text()
-        assert words in alert and "mqar/cpu/ssc" in alert.lower()
-    (tmp_path / "mqar/cpu/models").mkdir(parents=True)
-    (tmp_path / "mqar/cpu/models/grm.safetensors").write_bytes(b"not a model")
+        assert words in alert and "state_per_byte/cpu/ssc" in alert.lower()
+    (tmp_path / "state_per_byte/cpu/models").mkdir(parents=True)
+    (tmp_path / "state_per_byte/cpu/models/grm.safetensors").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="grm.safetensors is not a complete file of ours"):
         live(tmp_path)
 
 
 def test_a_page_of_its_own_keeps_the_weights_it_shows(page, widget, tmp_path):
-    widget.show("mqar/cpu/grm")
+    widget.show("state_per_byte/cpu/grm")
     widget.save_html(tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 1_500_000
     page.route("http://127.0.0.1/alone.html", lambda route: route.fulfill(path=tmp_path / "page.html"))
     page.route("http://127.0.0.1/favicon.ico", lambda route: route.fulfill(body=""))
     page.goto("http://127.0.0.1/alone.html")
     root = settled(page)
-    choose(root, "model", "mqar/cpu/ssc")
+    choose(root, "model", "state_per_byte/cpu/ssc")
     settled(page, "failed")
-    assert "The weights of mqar/cpu/ssc are not in this page" in root.locator("[role=alert]").inner_text()
-    choose(root, "model", "mqar/cpu/grm")
+    assert "The weights of state_per_byte/cpu/ssc are not in this page" in root.locator("[role=alert]").inner_text()
+    choose(root, "model", "state_per_byte/cpu/grm")
     settled(page)
 
 
 def test_in_a_notebook_the_kernel_sends_the_weights_and_hears_what_is_chosen(page, widget):
-    widget.show("mqar/cpu/grm")
+    widget.show("state_per_byte/cpu/grm")
     sent = []
     widget.send = lambda content, buffers=None: sent.append((content, buffers))
-    for name in ("mqar/cpu/grm", "../secret"):
+    for name in ("state_per_byte/cpu/grm", "../secret"):
         widget._hear(widget, {"weights": name}, [])
     del widget.send
     (told, [weights]), (refused, _) = sent
-    assert told == {"weights": "mqar/cpu/grm"} and weights == widget.models["mqar/cpu/grm"].read_bytes()
+    assert told == {"weights": "state_per_byte/cpu/grm"} and weights == widget.models["state_per_byte/cpu/grm"].read_bytes()
     assert "cannot be read" in refused["error"]
     page.route("http://127.0.0.1/notebook", lambda route: route.fulfill(content_type="text/html", body="<link rel=icon href='data:,'><body></body>"))
     page.goto("http://127.0.0.1/notebook")
@@ -450,7 +450,7 @@ def test_in_a_notebook_the_kernel_sends_the_weights_and_hears_what_is_chosen(pag
         const bytes = Uint8Array.from(atob(weights), c => c.charCodeAt(0));
         widget.render({ el: document.body, model: { get: n => state[n], save_changes() { window.saved = { ...state }; }, set: (n, x) => tell({ [n]: x }),
             on: (e, f) => (on[e] ??= []).push(f), off: (e, f) => { on[e] = on[e].filter(g => g !== f); },
-            send: ({ weights }) => setTimeout(() => on['msg:custom'].forEach(f => f(weights === 'mqar/cpu/grm' ? { weights } : { weights, error: 'no such file' },
+            send: ({ weights }) => setTimeout(() => on['msg:custom'].forEach(f => f(weights === 'state_per_byte/cpu/grm' ? { weights } : { weights, error: 'no such file' },
                 [new DataView(bytes.buffer)]))) } });
     }""", {"esm": str(widget._esm), "state": state_of(widget), "weights": base64.b64encode(weights).decode()})
     root = settled(page)
@@ -460,7 +460,7 @@ def test_in_a_notebook_the_kernel_sends_the_weights_and_hears_what_is_chosen(pag
     page.evaluate("tell({ aggregation: 'grm', tokens: [7, 200, 7] })")
     page.wait_for_function("document.querySelectorAll('.strip .token').length === 3")
     assert "of 1 question right" in score(root)
-    choose(root, "model", "mqar/cpu/ssc")
+    choose(root, "model", "state_per_byte/cpu/ssc")
     settled(page, "failed")
     assert "No such file" in root.locator("[role=alert]").inner_text()
 
@@ -475,7 +475,7 @@ def test_python_knows_what_is_chosen_and_refuses_what_cannot_be(widget):
         with pytest.raises(ValueError, match=words):
             setattr(widget, name, value)
     with pytest.raises(ValueError, match="name must be one of"):
-        widget.show("mqar/deep/dla-grm")    # the page cannot run it
+        widget.show("deep/cpu/dla-grm")    # the page cannot run it
     assert widget.name == "extrapolation/cpu/ssc" and set(READINGS) > {"none", "ssc"} and CONNECTORS[0] == "context"
 
 
@@ -486,7 +486,7 @@ def test_a_folder_without_models_is_refused(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"aggregation": "best"}, {"gate": "none"}, {"segment_size": 0}, {"top_k": 0}])
 def test_rules_that_do_not_exist_are_refused(changes):
-    model = LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors")
+    model = LanguageModel.load(RESULTS / "state_per_byte/cpu/models/grm.safetensors")
     with pytest.raises(ValueError, match=next(iter(changes))):
         rewired(model, **changes)
 
@@ -497,7 +497,7 @@ def test_a_key_that_is_written_again_is_no_question():
 
 
 def test_it_fits_a_phone_and_the_read_out_stays_in_sight(page, widget):
-    widget.show("mqar/cpu/grm")
+    widget.show("state_per_byte/cpu/grm")
     root = book(page, widget)
     page.set_viewport_size({"width": 380, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
@@ -516,13 +516,13 @@ def test_the_book_runs_a_model_and_fetches_it_once_it_is_chosen(page, site, at):
     page.goto(f"{site}{at}.html")
     root = settled(page)
     assert root.count() == 1 and page.locator("[data-ready=failed]").count() == 0
-    model = LanguageModel.load(RESULTS / "mqar/cpu/models/grm.safetensors")
+    model = LanguageModel.load(RESULTS / "state_per_byte/cpu/models/grm.safetensors")
     assert score(root) == f"{right(model, MQAR().sample(1, torch.Generator().manual_seed(2026)))} of 64 questions right"
-    assert [url for url, _ in fetched()] == [f"{site}_static/models/mqar/cpu/grm.safetensors"] and fetched()[0][1] < 2_000_000
+    assert [url for url, _ in fetched()] == [f"{site}_static/models/state_per_byte/cpu/grm.safetensors"] and fetched()[0][1] < 2_000_000
     choose(root, "model", "extrapolation/cpu/ssc")
     settled(page)
     assert fetched()[1][0].endswith("extrapolation/cpu/ssc.safetensors") and len(fetched()) == 2
 
 
 def test_all_models_of_the_page_are_small(widget):
-    assert all(path.stat().st_size < 2_000_000 for path in widget.models.values()) and set(widget.models) == set(LINEAR) > {"mqar/cpu/grm", "extrapolation/cpu/ssc"}
+    assert all(path.stat().st_size < 2_000_000 for path in widget.models.values()) and set(widget.models) == set(LINEAR) > {"state_per_byte/cpu/grm", "extrapolation/cpu/ssc"}

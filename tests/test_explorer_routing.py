@@ -19,7 +19,7 @@ GATES = """root => [...root.querySelectorAll('.gate[data-layer]')].map(e =>
 
 
 def load(name):
-    return LanguageModel.load(ROOT / f"results/mqar/cpu/models/{name}.safetensors")
+    return LanguageModel.load(ROOT / f"results/state_per_byte/cpu/models/{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +228,14 @@ def test_a_layer_is_chosen_for_the_means(beside):
 
 
 def test_a_screen_reader_hears_all_models(beside):
-    token(beside, 192).click()
-    spoken = beside.locator(".spoken").inner_text()
-    assert spoken.startswith("Token 193, query 43, segment 13. GRM: 192, right.")
-    assert "no caching: 159, wrong" in spoken and "SSC, k = 4: 192, right" in spoken
+    batch = MQAR().sample(1, torch.Generator().manual_seed(2026))
+    said = {name: load(name)(batch.tokens)[0].argmax(-1) for name in ("none", "grm", "ssc")}
+    right = {name: answers == batch.labels[0] for name, answers in said.items()}
+    t = int((right["grm"] & right["ssc"] & ~right["none"]).nonzero()[0])
+    token(beside, t).click()
+    spoken, label = beside.locator(".spoken").inner_text(), batch.labels[0, t]
+    assert spoken.startswith(f"Token {t + 1}, query {batch.tokens[0, t]}, segment {t // 16 + 1}. GRM: {label}, right.")
+    assert f"no caching: {said['none'][t]}, wrong" in spoken and f"SSC, k = 4: {label}, right" in spoken
 
 
 def small(**options):

@@ -1,4 +1,5 @@
 """The states explorer in the published page: by mouse, by keyboard, and with the numbers of mc."""
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ CELLS = """e => [...e.querySelectorAll('.shelf')].map(s => [...s.querySelectorAl
     m => [Number(m.dataset.value), m.querySelector('.reply').textContent]))"""
 
 
-def caching(init, path="results/mqar/cpu/models/grm.safetensors"):
+def caching(init, path="results/state_per_byte/cpu/models/grm.safetensors"):
     model = LanguageModel.load(ROOT / path)
     other = LanguageModel(replace(model.config, mixer=replace(model.config.mixer, init=init)))
     other.load_state_dict(model.state_dict())
@@ -155,15 +156,16 @@ def test_a_filler_asks_nothing(explorer, truth):
 def test_a_deep_memory_shows_both_layers(explorer, page):
     root = page.locator(".mc-states").nth(1)
     assert memory(root, 0).locator("canvas").count() == 2
+    layer, head = (int(number) - 1 for number in re.search(r"layer (\d), head (\d)", root.locator(".heading").inner_text()).groups())
     batch = MQAR().sample(1, torch.Generator().manual_seed(2026))
-    heard = hear(caching("independent", "results/mqar/deep/models/dla-grm.safetensors"), batch.tokens, 1)
+    heard = hear(caching("independent", "results/deep/cpu/models/dla-grm.safetensors"), batch.tokens, layer)
     learned = heard.learned
-    assert all((learned[name][0, 1, 4] + heard.memory.start(heard.k[:, 0], heard.v[:, 0])[name][0, 1]).allclose(
-        heard.cache[4][name][0, 1], atol=1e-6) for name in ("w1", "w2"))
+    assert all((learned[name][0, head, 4] + heard.memory.start(heard.k[:, 0], heard.v[:, 0])[name][0, head]).allclose(
+        heard.cache[4][name][0, head], atol=1e-6) for name in ("w1", "w2"))
     root.locator(".map").nth(1).focus()
     page.keyboard.press("ArrowRight")
-    assert number(root, "number") == pytest.approx(learned["w1"][0, 1, 4, 1, 0].item(), abs=1e-3)
-    norm = sum(leaf[0, 1, 4].square().sum() for leaf in learned.values()).sqrt().item()
+    assert number(root, "number") == pytest.approx(learned["w1"][0, head, 4, 1, 0].item(), abs=1e-3)
+    norm = sum(leaf[0, head, 4].square().sum() for leaf in learned.values()).sqrt().item()
     assert number(root, "norm") == pytest.approx(norm, abs=1e-3)
 
 

@@ -36,7 +36,9 @@ def vendor(app):
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
     shutil.copy2(Path(app.srcdir, "mc/explorers/host.js"), here)
-    for weights in Path(app.srcdir, "results").glob("*/cpu/models/*.safetensors"):    # what the live explorer fetches
+    for weights in Path(app.srcdir, "results").glob("*/cpu/models/*.safetensors"):    # what the live explorers fetch
+        if weights.parts[-4] == "deep":    # no page runs these
+            continue
         target = here.parent / "models" / weights.parts[-4] / weights.parts[-3] / weights.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(weights, target)
