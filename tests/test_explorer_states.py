@@ -84,7 +84,7 @@ def test_the_large_view_shows_the_numbers_of_mc(explorer, page, truth):
             assert number(explorer, "change", shelf) == pytest.approx((state - before).norm().item(), rel=1e-3)
             bars = explorer.locator(".bars").nth(shelf).get_attribute("data-values")
             shown = torch.tensor([float(x) for x in bars.split()])
-            assert torch.allclose(shown, torch.linalg.svdvals(state), atol=2e-3)
+            assert torch.allclose(shown, torch.linalg.svdvals(state), atol=5e-3)    # 16 bits of numbers up to 300
     explorer.locator(".map").first.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(key)
