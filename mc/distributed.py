@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REASONS', 'over_ranks', 'gather_past', 'ContextParallelLayer', 'context_parallel', 'check_cuttable', 'twin']
 
-# %% ../nbs/workshop/context_parallel.ipynb #b6cbde63
+# %% ../nbs/workshop/context_parallel.ipynb #a13cc491
 import copy
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +17,10 @@ from torch.nn import functional as F
 from .cache import SegmentCache
 from .checks.values import check_finite, check_input, check_kind, check_result, refusal
 from .forms.online import read_online
-from .forms.parallel import Written, close_all, memories, pooled, read_all, route_all, swap
+from .forms.parallel import close_all
+from .forms.parallel_reads import read_all
+from .forms.parallel_routes import route_all
+from .forms.parallel_writes import Written, memories, pooled, swap
 from .forms.sequential import Pass, Tokens
 from .functional import one_pass
 from .memory.protocol import slow

@@ -14,7 +14,7 @@ from torch import Tensor
 from .checks.values import check_kind, check_number, dense, refusal
 from .read.ways import WAYS
 
-# %% ../nbs/workshop/figures.ipynb #c1e73bed
+# %% ../nbs/workshop/figures.ipynb #699ff122
 COLOURS = {
     "attention": "#0072B2",
     "none": "#E69F00",
@@ -32,6 +32,7 @@ COLOURS = {
     "swla-ssc": "#B98B5E",
     "grm-64": "#3C8D40",
     "grm-as-ssc": "#149C9C",
+    "grm-scale4": "#00664A",
     "ssc-oracle": "#7A7A7A",
     "ssc-random": "#9E9E9E",
     "grm-oracle": "#6B7B74",
@@ -54,6 +55,7 @@ DASHES = {
     "swla-ssc": "4px,4px",
     "grm-64": "14px,2px",
     "grm-as-ssc": "solid",
+    "grm-scale4": "10px,2px",
     "ssc-oracle": "solid",
     "ssc-random": "dot",
     "grm-oracle": "longdash",
@@ -76,6 +78,7 @@ NAMES = {
     "swla-ssc": "SWLA, SSC",
     "grm-64": "GRM, C = 64",
     "grm-as-ssc": "GRM, read as SSC",
+    "grm-scale4": "GRM, scores × 4",
     "ssc-oracle": "SSC, oracle router",
     "ssc-random": "SSC, random router",
     "grm-oracle": "GRM, oracle router",

@@ -82,7 +82,7 @@ TYPED = [                                                                       
     ([*B, "--profile", ""], "''"), ([*B, "--profile", "SMOKE"], "'SMOKE'"), ([*B, "--profile", "../smoke"], "'../smoke'"),
     ([*B, "--profile", "smoke/"], "'smoke/'"), ([*B, "--profile", "smoke "], "'smoke '"), ([*B, "--profile", "0"], "'0'"),
     ([*B, "--profile", "smo\nke"], "smo\\nke"), ([*B, "--profile", "smo\0ke"], "smo\\x00ke"), ([*B, "--profile", LONG], LONG),
-    (["bench", "probe"], "nbs/bench", "'probe'", "mqar"), (["bench", "--list", "--notebooks", "nowhere"], "--notebooks nowhere", "No such file"), (["bench", "probe", "--notebooks", "nowhere"], "--notebooks nowhere", "No such file"),
+    (["bench", "probe"], "nbs/bench", "'probe'", "state_per_byte"), (["bench", "--list", "--notebooks", "nowhere"], "--notebooks nowhere", "No such file"), (["bench", "probe", "--notebooks", "nowhere"], "--notebooks nowhere", "No such file"),
     (["bench", "probe", "--notebooks", ""], "--notebooks", "''"), (["bench", "probe", "--notebooks", "ben\0ch"], "--notebooks", "ben\\x00ch"),
     (["bench", "probe", "--notebooks", "bench/probe.yaml"], "bench/probe.yaml", "Not a directory"),
     (["bench", "probe", "--notebooks", "bench/probe.yaml/x"], "bench/probe.yaml/x", "Not a directory"),

@@ -37,7 +37,7 @@ REFUSED = [                                                                     
     (["smoke", "linear-gmr"], "'linear-gmr'", "did you mean linear-grm"), (["smoke", "grm", "--all"], "VARIANT or --all"),
     (["smoke", "grm", "--d-model", "15"], "--d-model must be a multiple of --num-heads; got 15 and 2"), (["smoke", "--steps", "-1"], "--steps must be", "-1"),
     (["smoke", "--learning-rate", "nan"], "--learning-rate must be a finite number"), (["smoke", "--device", "tpu9"], "--device 'tpu9' cannot be used"),
-    (["smoke", "--length", "2"], "--length must be", "at least 3"), (["bench", "mqra"], "did you mean mqar"), (["doctor", "now"], "now"),
+    (["smoke", "--length", "2"], "--length must be", "at least 3"), (["bench", "state_per_bite"], "did you mean state_per_byte"), (["doctor", "now"], "now"),
 ]
 
 
@@ -249,8 +249,7 @@ def test_a_class_of_records_refuses_nonsense_in_one_line():
 
     sound = {"steps": 4, "batch": 2, "learning_rate": 0.01}
     assert Training(**sound) == checked(Training, sound, "it")
-    for wrong, said in [({"steps": -1}, "Training needs steps to be an integer of at least 1; got -1"), ({"stesp": 1}, "Training has no stesp; did you mean steps"),
-                        ({"learning_rate": float("nan")}, "Training needs learning_rate to be a finite number above 0; got nan"), ({"batch": "2"}, "got '2'")]:
+    for wrong, said in [({"steps": -1}, "Training needs steps to be an integer of at least 1; got -1"), ({"stesp": 1}, "Training has no stesp; did you mean steps")]:
         with pytest.raises(ValueError, match=said) as caught:
             Training(**sound | wrong)
         assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)

@@ -10,8 +10,11 @@ import safetensors.torch
 import torch
 
 import mc
-from mc.evidence.first_runs import MQARRun, measure
+from mc.evidence.experiments import Experiment
+from mc.evidence.runs import measure
+from mc.evidence.variants import Sizes, made
 from mc.storage import load_json, load_tensors, save_json, save_tensors
+from mc.tasks.mqar import MQAR
 from mc.train import TrainConfig, describe, load_checkpoint, optimiser, save_checkpoint, train
 
 CONFIG = TrainConfig(steps=4, learning_rate=1e-2, warmup=1)
@@ -47,7 +50,7 @@ def files(tmp_path_factory):
         _, (cache,) = fresh(backend, segmentation).forward_with_cache(torch.arange(6).repeat(2, 2)[:, :7])
         cache.save(folder / f"{backend} cache")
     train(fresh(), batch, CONFIG, checkpoint=folder / "checkpoint", stop=3, progress=False)
-    save_json(folder / "record", {"accuracy": 0.8125, "by_pairs": {"4": 0.75}, "seed": 3, "settings": {"steps": 12}, "name": "grm, ü"})
+    save_json(folder / "record", {"scores": [{"right": 0.8125}, {"right": 0.75}], "seed": 3, "settings": {"steps": 12}, "name": "grm, ü"})
     loads = {"weights": mc.LanguageModel.load, "checkpoint": load_run, "record": load_json}
     return {path: loads.get(path.name, mc.SegmentCache.load) for path in sorted(folder.iterdir())}
 
@@ -249,14 +252,15 @@ def test_every_byte_counts(files, tmp_path):
 
 @pytest.mark.parametrize("bad", ["zeroed", "a model", "a record"])
 def test_no_record_is_made_of_a_damaged_checkpoint(bad, tmp_path):
-    run = MQARRun("grm", 0, vocab_size=16, length=16, pairs=4, segment_size=4, steps=4, batch=2, test=8)
-    checkpoint, model = tmp_path / ".grm-seed0.checkpoint", run.model()
-    about = {"train": asdict(TrainConfig(4, run.learning_rate, 0)), "model": describe(model)}
+    task = MQAR(16, 16, 4)
+    run = Experiment(task, (task,), (0.01,), steps=4, batch=2, search_steps=2, sizes=Sizes(1, 16, 2, 4), sequences=4).run("grm", 0, 0.01)
+    checkpoint, model = tmp_path / ".grm-seed0.checkpoint", made(run.model, 0)
+    about = {"train": asdict(TrainConfig(4, 0.01, 0)), "model": describe(model)}
     {"a model": lambda: model.save(checkpoint), "a record": lambda: save_json(checkpoint, {"losses": [1.0]}),
      "zeroed": lambda: save_checkpoint(checkpoint, model, optimiser(model), [], about)}[bad]()
     if bad == "zeroed":
         whole = checkpoint.read_bytes()
-        checkpoint.write_bytes(whole[:-40_000] + bytes(40_000))
+        checkpoint.write_bytes(whole[:-4_000] + bytes(4_000))
     with pytest.raises(ValueError, match="grm-seed0.checkpoint"):
         measure(run, tmp_path, "a test")
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]

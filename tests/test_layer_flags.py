@@ -6,7 +6,7 @@ import torch
 
 import mc
 from mc.nn.backends import BACKENDS
-from mc.nn.model import mixer_from_dict, mixer_to_dict
+from mc.nn.model_config import mixer_from_dict, mixer_to_dict
 from mc.storage import load_tensors
 
 PLAIN = dict(normalise_qk=False, read_norm=False, output_gate=False)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mc
 from cells import B, C, CELLS, D, H, assert_same, coefficients_of, memory_of, outcome, randn, rules_of, tokens
-from mc.forms import parallel, pieces
+from mc.forms import parallel, parallel_routes, pieces
 from mc.functional import IMPLEMENTATIONS, one_pass
 from mc.nn.attention import AttentionConfig
 from mc.read.highest import highest
@@ -23,7 +23,7 @@ WHOLE = 10**9
 def short(monkeypatch):
     "Pieces of seven tokens, scores of three at a time."
     monkeypatch.setattr(pieces, "PIECE", 7)
-    monkeypatch.setattr(parallel, "ROUTED", 3)
+    monkeypatch.setattr(parallel_routes, "ROUTED", 3)
 
 
 def layer_of(backend="linear", aggregation="ssc", **options):
@@ -233,7 +233,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("aggregation", ["ssc", "top_p", "residual"])
 def test_no_tensor_has_a_place_for_every_token_and_memory(monkeypatch, aggregation):
     "Forward and backward; top_p reads one or two memories here."
-    monkeypatch.setattr(parallel, "ROUTED", 16)
+    monkeypatch.setattr(parallel_routes, "ROUTED", 16)
     T, small = 1024, 2
     memory, rules = mc.LinearMemory(), rules_of(aggregation, "constant", "independent", top_p=0.01)
     x = randn(4, 1, T, 1, small).requires_grad_()

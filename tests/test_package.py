@@ -17,11 +17,11 @@ USE = """
 import sys
 for name in {blocked}:
     sys.modules[name] = None
-import torch, mc, mc.commands.base, mc.evidence.first_runs, mc.train
+import torch, mc, mc.commands.base, mc.evidence.sweeps, mc.train
 layer = mc.MemoryCachingLayer(mc.MCConfig(d_model=16, num_heads=2, segment_size=4))
 y, cache = layer.forward_with_cache(torch.randn(1, 9, 16))
 layer.inspect(torch.randn(1, 9, 16)).rows
-mc.commands.base.main(["bench", "mqar"])
+mc.commands.base.main(["bench", "state_per_byte"])
 """
 
 

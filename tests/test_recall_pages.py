@@ -131,3 +131,13 @@ def test_gates_compares_with_the_context_gate_of_the_same_task_and_way(monkeypat
     text = said("gates", monkeypatch, some + runs("mqar-grm-position", 0.2))
     assert re.search(r"u = q\*\*: better in one place, worse in another.*SSC \+0\.30 .* on needles and GRM −0\.30 .* on MQAR\.", text)
     assert re.search(r"Place only\*\*: worse wherever it is decided.*GRM −0\.30", text) and "No gating**: not recorded yet" in text
+
+
+def test_gates_names_the_other_choices_that_are_clear(monkeypatch):
+    "All seeds differ by as much, so each difference is clear."
+    hay = dict(name="needles", full=(128, 8), sizes=((128, 8), (2048, 8)))
+    some = [r for v, a in {"grm": 0.5, "grm-sum": 0.75, "grm-detach": 0.25, "ssc-sum": 0.9, "ssc": 0.9, "ssc-blocks4": 0.8}.items() for r in runs(f"needles-{v}", a, **hay)]
+    text = said("gates", monkeypatch, some + runs("mqar-ssc", 0.5) + runs("mqar-ssc-sum", 0.6))
+    assert "Clearly better: sums of keys (GRM on needles, +0.25) and sums of keys (SSC on MQAR, +0.10). " in text
+    assert "Clearly worse: no gradients through the cache (GRM on needles, −0.25) and 4 pools a segment (SSC on needles, −0.10)." in text
+    assert "Clearly better: none." in said("gates", monkeypatch, runs("mqar-grm", 0.5) + runs("mqar-grm-sum", 0.9, 1))

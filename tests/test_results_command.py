@@ -31,7 +31,7 @@ def mc(*arguments):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    "Two trainings, a reading of the first, a record of the first generation, one of speed, and a notebook."
+    "Two trainings, a reading of the first, a record of speed, and a notebook."
     folder = tmp_path_factory.mktemp("whole")
     model = model_of("ssc", 16, segment_size=4)
     run = Run("ssc", 0, TASK, model, Training(steps=2, batch=2, learning_rate=0.01), (TASK,), 8)
@@ -39,9 +39,8 @@ def whole(tmp_path_factory):
         measure(one, folder / "needle/cpu", COMMAND)
     reading = replace(run, variant="random", training=None, start="needle/ssc-seed0", router="random")
     measure(reading, folder / "after/cpu", COMMAND.replace("needle", "after"))
-    for old in ("mqar/cpu/none-seed0.json", "speed/cpu/ssc.json"):
-        (folder / old).parent.mkdir(parents=True)
-        shutil.copy(ROOT / "results" / old, folder / old)
+    (folder / "speed/cpu").mkdir(parents=True)
+    shutil.copy(ROOT / "results/speed/cpu/ssc.json", folder / "speed/cpu")
     (folder / "needle/cpu.ipynb").write_text(json.dumps({"cells": [{"outputs": [{"output_type": "stream"}]}]}))
     for path in folder.rglob("*.json"):                          # this tree may have changes
         change(path.relative_to(folder), lambda r: r.update(commit=r["commit"].rstrip("+")))(folder)
@@ -100,7 +99,6 @@ DAMAGE = {
     "a key more": (change(TRAINED, put("devise", "x")), TRAINED, "has no devise; did you mean device"),
     "out of range": (change(TRAINED, put("scores.0.right", 1.5)), TRAINED, "needs scores.0.right to be"),
     "parts": (change(TRAINED, put("scores.0.routing.looked_at", 0.123)), TRAINED, "a score that its parts do not make"),
-    "old kind": (change("mqar/cpu/none-seed0.json", put("accuracy", -1)), "mqar/cpu/none-seed0.json", "expected a RunRecord"),
     "speed": (change("speed/cpu/ssc.json", put("target", 0)), "speed/cpu/ssc.json", "expected a SpeedRecord"),
     "renamed": (move(TRAINED, "needle/cpu/ssc-seed7.json"), "needle/cpu/ssc-seed7.json", "expected ssc-seed0.json"),
     "renamed speed": (move("speed/cpu/ssc.json", "speed/cpu/fast.json"), "speed/cpu/fast.json", "expected ssc.json"),
@@ -122,7 +120,7 @@ DAMAGE = {
 
 def test_whole_records_have_no_fault(folder):
     found = verify(folder)
-    assert not found.faults and not found.incomplete and (found.records, found.others) == (5, 3)
+    assert not found.faults and not found.incomplete and (found.records, found.others) == (4, 3)
     assert mc("results", "verify", folder, "--book", folder / "none")[0] == 0
 
 
@@ -158,7 +156,7 @@ def test_commits_are_looked_up_where_there_is_a_history(folder, monkeypatch):
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "one")
     faults = verify(folder).faults
-    assert len(faults) == 5 and all("is not known to git" in f.what for f in faults)
+    assert len(faults) == 4 and all("is not known to git" in f.what for f in faults)
     here = git("rev-parse", "--short=12", "HEAD")
     for path in list(folder.rglob("*.json")):
         change(path.relative_to(folder), put("commit", here))(folder)
@@ -191,7 +189,7 @@ def test_exit_codes_and_json(folder):
     (folder / TRAINED).write_text("{")
     code, out, _ = mc("results", "verify", folder, "--book", "none", "--json")
     found = json.loads(out)
-    assert code == 1 and found["records"] == 4 and {f["file"] for f in found["faults"]} == {TRAINED, READ}
+    assert code == 1 and found["records"] == 3 and {f["file"] for f in found["faults"]} == {TRAINED, READ}
     code, out, _ = mc("results", "report", folder)
     assert code == 0 and "1 record cannot be read: mc results verify" in out
     (folder / "empty").mkdir()
@@ -204,14 +202,14 @@ def test_report_has_a_row_for_each_variant(folder):
     code, out, _ = mc("results", "report", folder, "--json")
     found = json.loads(out)
     rows = {row["experiment"] + "/" + row["variant"]: row for row in found["rows"]}
-    assert code == 0 and list(rows) == ["after/cpu/random", "mqar/cpu/none", "needle/cpu/ssc"] and found["records"] == 5
+    assert code == 0 and list(rows) == ["after/cpu/random", "needle/cpu/ssc"] and found["records"] == 4
     records = [load_json(folder / f"needle/cpu/ssc-seed{seed}.json") for seed in (0, 1)]
     score = rows["needle/cpu/ssc"]["scores"]["2 pairs in 16"]
     assert rows["needle/cpu/ssc"]["seeds"] == [0, 1] and rows["needle/cpu/ssc"]["bytes"] == records[0]["scores"][0]["state_bytes"]
     assert score["mean"] == pytest.approx(sum(r["scores"][0]["right"] for r in records) / 2) and 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
-    assert "low" not in rows["mqar/cpu/none"]["scores"]["64 pairs in 256"]              # one seed has no interval
+    assert "low" not in rows["after/cpu/random"]["scores"]["2 pairs in 16"]             # one seed has no interval
     code, text, _ = mc("results", "report", folder)
-    assert code == 0 and "0-1" in text and text.count("\n\n") == 3 and f"5 records, {found['cpu_hours']:.1f} CPU hours" in text
+    assert code == 0 and "0-1" in text and text.count("\n\n") == 2 and f"4 records, {found['cpu_hours']:.1f} CPU hours" in text
 
 
 # ---- this repository

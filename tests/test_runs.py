@@ -2,16 +2,20 @@
 import json
 import warnings
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from mc.evidence import records
 from mc.evidence import runs as bench
 from mc.evidence.experiments import Experiment, best_rate
 from mc.evidence.readings import ROUTERS
+from mc.evidence.records import read_records
 from mc.evidence.runs import Run, lost, measure, remade, weights_beside
-from mc.evidence.schema import Training
+from mc.evidence.schema import Measured, Training
 from mc.evidence.variants import Sizes, model_of
 from mc.storage import load_json, save_json
 from mc.tasks.mqar import MQAR
@@ -105,6 +109,31 @@ def test_no_run_is_made_from_nonsense(name, values):
 
 
 @pytest.mark.parametrize("name, values", {
+    "steps": (0, -5, 1.5, "4", None, True), "batch": (0, 2.0), "learning_rate": (0, -1, nan, inf, "fast", True), "curriculum": ("yes", None, 1),
+}.items())
+def test_no_training_is_made_from_nonsense(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^Training needs {name} to be .*; got "):
+            Training(**dict(steps=4, batch=2, learning_rate=0.01) | {name: value})
+
+
+def test_numbers_of_numpy_are_numbers(trained, tmp_path):
+    training = Training(steps=np.int32(4), batch=np.uint8(2), learning_rate=np.float64(0.01))
+    run = replace(RUN, seed=np.int64(0), sequences=np.int16(8), training=training)
+    assert run == RUN and type(run.seed) is type(run.training.steps) is int
+    same = lambda r: [r["settings"], r["loss_every_20"], [s["right"] for s in r["scores"]]]
+    assert same(measure(run, tmp_path, "a test")) == same(trained[1]["ssc"]) == same(read_records(tmp_path, Measured)[0])
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments in ((None, tmp_path, "a test"), (RUN, tmp_path / "file", "a test"), (RUN, "", "a test"), (RUN, tmp_path, ""), (RUN, tmp_path, None)):
+        with pytest.raises(ValueError, match="^(run|folder|command) "):
+            measure(*arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name, values", {
     "task": (None, "needles"), "tests": (TASK, None, (3,), (Needles(32, 16, 2),)), "rates": ((), (0.01, 0.01), (0,), ("fast",), 0.01, (-1.0,)),
     "steps": (0, -4, 1.5), "batch": (0, "2"), "search_steps": (0, None), "sizes": (None, (2, 16)), "sequences": (1, -1), "test_tokens": (0,),
     "search_length": (0, 8), "search_tokens": (0,),
@@ -135,18 +164,46 @@ def test_a_record_of_other_settings_is_refused_and_kept(tmp_path):
     assert (tmp_path / "ssc-seed0.json").read_bytes() == before and measure(RUN, tmp_path, "a test")
 
 
-@pytest.mark.parametrize("change", [
-    lambda r: r.pop("scores"), lambda r: r.update(scores=[]), lambda r: r["scores"][0].update(right=1.5), lambda r: r["scores"][0].update(right=r["scores"][0]["right"] + 0.1),
-    lambda r: r.update(parameters=0), lambda r: r.update(acuracy=1), lambda r: r.update(loss_every_20=[float("nan")]), lambda r: r["scores"][0].update(state_bytes=-1),
+SCORE = {"right": (1.5, "high", True, None, nan), "state_bytes": (-1, 0, 1.5), "seconds": (-1, inf), "sequences": (1, 2.5), "test_hash": (None, 3), "task": ([],)}
+RECORD = {"variant": (3, ""), "seed": (0.5, "0", -1, 10**7), "parameters": (0, 1.5), "scores": ([], 3), "loss_every_20": ([nan], 3), "resumed_at": (-1,), "commit": (3,),
+          "train_seconds": (-1, inf), "acuracy": (1,), "settings": ([], {"tests": []})}
+
+
+@pytest.fixture
+def unsealed(monkeypatch):
+    "Records are read whatever a checksum says of an edited file."
+    for module in (bench, records):
+        monkeypatch.setattr(module, "load_json", lambda path: json.loads(Path(path).read_text()))
+
+
+@pytest.mark.parametrize("name, values, inside", [*((n, v, True) for n, v in SCORE.items()), *((n, v, False) for n, v in RECORD.items())])
+def test_a_record_of_nonsense_is_refused_by_file_and_key(name, values, inside, trained, tmp_path, unsealed):
+    sound, path = trained[1]["ssc"], tmp_path / "ssc-seed0.json"
+    save = lambda content: path.write_text(json.dumps(content))
+    save(sound)
+    assert read_records(tmp_path, Measured) == [sound] == [measure(RUN, tmp_path, "a test")]
+    for value in values:
+        first, *rest = sound["scores"]
+        save(sound | ({"scores": [first | {name: value}, *rest]} if inside else {name: value}))
+        for read in (lambda: read_records(tmp_path, Measured), lambda: measure(RUN, tmp_path, "a test")):
+            with pytest.raises(ValueError, match=rf"ssc-seed0.json (is not a complete record: it (lacks|needs|has) .*{name}|was recorded with other settings)") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda r: r.pop("scores"), "lacks scores"), (lambda r: r.update(scors=1), "has no scors; did you mean scores"),
+    (lambda r: r["scores"][0].update(right=r["scores"][0]["right"] + 0.1), "has a score that its parts do not make"),
+    (lambda r: r["scores"][0]["routing"].pop("hit"), "lacks scores.0.routing.hit"),
+    (lambda r: r["settings"]["training"].update(steps=-5), "needs settings.training.steps to be an integer of at least 1; got -5"),
+    (lambda r: r["settings"]["training"].update(stesp=5), "has no settings.training.stesp; did you mean steps"),
 ])
-def test_a_damaged_record_is_named(change, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "load_json", lambda path: json.loads(Path(path).read_text()))    # whatever a checksum says of an edited file
+def test_what_is_wrong_with_a_record_is_said(change, said, trained, tmp_path, unsealed):
     record = json.loads(json.dumps(trained[1]["ssc"]))
     change(record)
     (tmp_path / "ssc-seed0.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="ssc-seed0.json is not a complete record: it (lacks|needs|has) ") as caught:
-        measure(RUN, tmp_path, "a test")
-    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"ssc-seed0.json is not a complete record: it {said}"):
+        read_records(tmp_path, Measured)
 
 
 def test_a_record_cut_in_half_is_named(tmp_path):

@@ -49,6 +49,17 @@ def test_finished_runs_are_read_before_anything_starts(tmp_path, monkeypatch):
     assert called == ["none-seed0"]
 
 
+def test_checkpoints_of_finished_runs_that_a_kill_left_are_removed(tmp_path):
+    record, folder = sweep([RUN], tmp_path), tmp_path / "tiny/smoke"
+    for name in (".ssc-seed0.checkpoint", ".none-seed0.checkpoint"):
+        (folder / name).write_bytes(b"left")
+    assert sweep([RUN], tmp_path) == record
+    assert sorted(p.name for p in folder.iterdir()) == [".none-seed0.checkpoint", "ssc-seed0.json", "weights"]    # the other run is not finished
+    (folder / "weights/ssc-seed0.safetensors").unlink()
+    (folder / ".ssc-seed0.checkpoint").write_bytes(b"of weights that are made again")
+    assert sweep([RUN], tmp_path) == record and (folder / ".ssc-seed0.checkpoint").exists()
+
+
 def test_a_run_waits_for_the_run_that_it_starts_from(tmp_path):
     on = replace(TINY, curriculum=False).run("ssc-on", 0, 0.01, start="tiny/ssc-seed0", of="ssc")
     reading = TINY.reading("ssc-on-random", 0, "tiny/ssc-on-seed0", "ssc", "random")

@@ -6,7 +6,7 @@
     nbtool.py check             name whatever is out of date; exit code 1 if anything is
 
 The text notebooks are the only source. Everything is decided by content, never by file times: a chapter is executed
-again when its text, a module of mc that it imports, or a file its header names (`companion: {reads: [results/mqar]}`)
+again when its text, a module of mc that it imports, or a file its header names (`companion: {reads: [results/extrapolation]}`)
 differs from what its .ipynb was made with. Words change nothing that a cell prints, so they are put in without executing
 anything: those between the cells, and other chapters' docstrings. Benchmarks (nbs/bench) are converted only; papermill runs them.
 """

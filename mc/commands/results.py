@@ -112,7 +112,7 @@ def compare(
 
     print(pd.DataFrame([compared(row) for row in rows]).fillna("").to_string(index=False))
 
-# %% ../../nbs/workshop/command_results.ipynb #d87858a9
+# %% ../../nbs/workshop/command_results.ipynb #604bfdb9
 def spent(record: dict) -> float:
     "Processor seconds of a record: training, and tests by the clock of one process."
     training = record.get("train_cpu_seconds") or record.get("cpu_seconds") or 0.0
@@ -122,14 +122,11 @@ def spent(record: dict) -> float:
 
 def tests_of(record: dict) -> dict[str, tuple[float, int | None]]:
     "Score, or bits per byte, and bytes (None where they were not recorded) of a run at each test, by what was asked."
-    scores = record.get("scores", ())
-    if scores and "bits_per_byte" in scores[0]:
+    scores = record["scores"]
+    if "bits_per_byte" in scores[0]:
         return {f"bits per byte, {s['length']:,}": (s["bits_per_byte"], s["state_bytes"]) for s in scores}
-    if scores:
-        named = lambda task: f"{task['pairs']} pairs in {task['length']:,}"
-        return {named(s["task"]): (s["right"], s["state_bytes"]) for s in scores}
-    pairs = record["settings"]["pairs"]
-    return {f"{pairs} pairs in {record['settings']['length']:,}": (record["accuracy"], None)}
+    named = lambda task: f"{task['pairs']} pairs in {task['length']:,}"
+    return {named(s["task"]): (s["right"], s["state_bytes"]) for s in scores}
 
 
 def row(experiment: str, variant: str, runs: list[dict]) -> dict:

@@ -6,7 +6,7 @@
 __all__ = ['ROUTERS', 'rerouted', 'Note', 'Reader', 'places', 'holding', 'noted', 'reader_of', 'readers', 'ask', 'read',
            'find_signs']
 
-# %% ../../nbs/workshop/readings.ipynb #933e57aa
+# %% ../../nbs/workshop/readings.ipynb #17d2032d
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checks.values import check_choice, check_kind
-from ..forms.parallel import close_all, read_all, route_all, swap, write_all
+from ..forms.parallel import close_all
+from ..forms.parallel_reads import read_all
+from ..forms.parallel_routes import route_all
+from ..forms.parallel_writes import swap, write_all
 from ..forms.sequential import Pass
 from ..functional import one_pass
 from ..nn.layer import MCConfig, MemoryCachingLayer

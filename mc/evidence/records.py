@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['git', 'processor', 'provenance', 'read_record', 'read_records', 'interval']
 
-# %% ../../nbs/workshop/records.ipynb #69496493
+# %% ../../nbs/workshop/records.ipynb #279ce8ea
 import math
 import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .schema import Checked, RunRecord, checked
+from .schema import Checked, checked
 from ..storage import load_json
 
 # %% ../../nbs/workshop/records.ipynb #625a47c8
@@ -51,8 +51,8 @@ def provenance(command: str) -> dict:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
-# %% ../../nbs/workshop/records.ipynb #940365c5
-def read_record(path: str | Path, kind: type[Checked] = RunRecord) -> dict:
+# %% ../../nbs/workshop/records.ipynb #483106e7
+def read_record(path: str | Path, kind: type[Checked]) -> dict:
     """The record in the file `path`, which is a `kind` of `mc.evidence.schema`.
 
     Raises `ValueError` that names the file for a record that is cut short, lacks
@@ -63,7 +63,7 @@ def read_record(path: str | Path, kind: type[Checked] = RunRecord) -> dict:
     return record
 
 
-def read_records(folder: str | Path, kind: type[Checked] = RunRecord) -> list[dict]:
+def read_records(folder: str | Path, kind: type[Checked]) -> list[dict]:
     "The records in `folder`, in order of their names, each by `read_record`."
     return [read_record(path, kind) for path in sorted(Path(folder).glob("*.json"))]
 

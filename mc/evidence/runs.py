@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'NAMES', 'TEST_SEED', 'SIGN_SEED', 'CALIBRATION', 'ROWS', 'CLOSE', 'task_to_dict', 'task_from_dict',
-           'check_tasks', 'Run', 'state_bytes', 'score', 'profile_of', 'place_of', 'weights_beside', 'lost', 'starting',
-           'trained', 'recorded', 'measure', 'kept', 'remade', 'listed']
+           'check_tasks', 'Run', 'state_bytes', 'score', 'profile_of', 'place_of', 'weights_beside',
+           'checkpoint_beside', 'folder_of_records', 'lost', 'starting', 'trained', 'recorded', 'measure', 'kept',
+           'remade', 'listed']
 
-# %% ../../nbs/workshop/runs.ipynb #40ac118a
+# %% ../../nbs/workshop/runs.ipynb #502a98a5
 import hashlib
 import json
 import re
@@ -21,7 +22,7 @@ import torch
 from ..checks.values import check_choice, check_kind, check_options, settle
 from .readings import ROUTERS, Note, find_signs, read, reader_of
 from .records import provenance
-from .schema import Count, Measured, Sample, Seed, Training, Whole, argument, checked
+from .schema import Count, Measured, Name, Sample, Seed, Training, Whole, argument, checked
 from .variants import made
 from ..nn.model import LanguageModel, LMConfig
 from ..storage import load_json, load_tensors, save_json, sweep
@@ -165,7 +166,7 @@ def score(run: Run, model: LanguageModel, task) -> dict:
         }
     return found
 
-# %% ../../nbs/workshop/runs.ipynb #1db803ee
+# %% ../../nbs/workshop/runs.ipynb #77a6dc6b
 def profile_of(folder: Path) -> Path:
     "RESULTS/benchmark/profile, of which `folder` is the whole or the search."
     folder = Path(folder).absolute()
@@ -182,6 +183,21 @@ def place_of(start: str, folder: Path) -> Path:
 def weights_beside(record: Path) -> Path:
     "Where the weights are of the run that is recorded in the file `record`."
     return record.parent / "weights" / f"{record.stem}.safetensors"
+
+
+def checkpoint_beside(record: Path) -> Path:
+    "Where the training is kept of the run that is recorded in the file `record`, until it is."
+    return record.parent / f".{record.stem}.checkpoint"
+
+
+def folder_of_records(folder: str | Path) -> Path:
+    "`folder`, without what killed processes left in it; `ValueError` if it cannot be one."
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise ValueError(f"folder must be the path of a folder; got {folder!r}")
+    if (folder := Path(folder)).exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder, and {folder} is a file")
+    sweep(folder)
+    return folder
 
 
 def lost(start: str, folder: Path) -> bool:
@@ -235,11 +251,13 @@ def trained(run: Run, model: LanguageModel, checkpoint: Path) -> dict:
 
 
 def recorded(run, path: Path, schema=Measured) -> dict:
-    "The record of `run` in the file `path`. `ValueError` for one of another run, or a damaged one."
+    "The record of `run` in the file `path`; the checkpoint that a kill left goes. `ValueError` for one of another run, or a damaged one."
     record = load_json(path)
     if record.get("settings") != run.settings:
         raise ValueError(f"{path} was recorded with other settings; remove it or choose another --out")
     checked(schema, record, f"{path} is not a complete record: it")
+    if weights_beside(path).exists():  # where they are not, it may be that of weights that are made again
+        checkpoint_beside(path).unlink(missing_ok=True)
     return record
 
 
@@ -248,24 +266,26 @@ def measure(run: Run, folder: str | Path, command: str) -> dict:
     weights in `weights/`. `folder` is RESULTS/benchmark/profile, so that runs of other benchmarks find their weights. `command`: what makes
     it again.
 
-    Raises `ValueError` for a record of the same name with other settings, a damaged one, and a start that was never measured.
+    Raises `ValueError` for a record of the same name with other settings, a damaged one, a start that was never measured, and other arguments.
     """
     check_kind("run", run, Run)
+    argument(Name, command, "command")
+    folder = folder_of_records(folder)
 
     def scores(model):
         return [score(run, model, task) for task in run.tests or run.task.tests]
 
-    return kept(run, Path(folder), command, Measured, starting, scores)
+    return kept(run, folder, command, Measured, starting, scores)
 
 
 def kept(run, folder: Path, command: str, schema, begin, scores) -> dict:
     """The record of `run`, of which `schema` is the form, from `folder` or made. `begin(run, folder)`: the model with which it
     begins, and what the record says of that; `scores(model)`: what it says of the trained model.
     """
-    path, checkpoint = folder / f"{run.name}.json", folder / f".{run.name}.checkpoint"
+    path = folder / f"{run.name}.json"
     if path.exists():
-        checkpoint.unlink(missing_ok=True)
         return recorded(run, path, schema)
+    checkpoint = checkpoint_beside(path)
     torch.set_num_threads(1)
     sweep(folder)
     made_by = provenance(command)  # before the code can change under a long run
@@ -289,7 +309,7 @@ def kept(run, folder: Path, command: str, schema, begin, scores) -> dict:
     checkpoint.unlink(missing_ok=True)
     return record
 
-# %% ../../nbs/workshop/runs.ipynb #07292ca8
+# %% ../../nbs/workshop/runs.ipynb #ee9d8620
 CLOSE = 1e-3  # scores that differ by less are the same
 
 
@@ -300,7 +320,7 @@ def remade(start: str, folder: str | Path) -> str | None:
     path = place_of(start, Path(folder))
     record = load_json(path)
     checked(Measured, record, f"{path} is not a complete record: it")
-    run, checkpoint = Run.of(record), path.parent / f".{path.stem}.checkpoint"
+    run, checkpoint = Run.of(record), checkpoint_beside(path)
     if run.training is None:
         raise ValueError(f"start must be a run that trains; {start} reads the weights of {run.start}")
     torch.set_num_threads(1)

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Whole', 'Count', 'Sample', 'Seed', 'Number', 'Amount', 'Rate', 'Share', 'Text', 'Name', 'Flag', 'Counts', 'Rates',
            'Seeds', 'Names', 'Integer', 'AnyNumber', 'List', 'Mapping', 'WORDS', 'whole', 'real', 'different',
-           'integers', 'finite', 'several', 'nearest', 'problem', 'checked', 'argument', 'Checked', 'Settings',
-           'Provenance', 'Run', 'Ratio', 'Point', 'Times', 'Training', 'Routing', 'Score', 'MeasuredSettings',
-           'Measured', 'Bits', 'TextScore', 'TextSettings', 'TextRecord', 'RunRecord', 'SpeedRecord', 'TimesRecord']
+           'integers', 'finite', 'several', 'nearest', 'held', 'problem', 'checked', 'argument', 'Checked',
+           'Provenance', 'Ratio', 'Point', 'Times', 'Training', 'Routing', 'Score', 'MeasuredSettings', 'Measured',
+           'Bits', 'TextScore', 'TextSettings', 'TextRecord', 'SpeedRecord', 'TimesRecord']
 
-# %% ../../nbs/workshop/schema.ipynb #eeb83993
+# %% ../../nbs/workshop/schema.ipynb #369ef610
 import difflib
 import numbers
 import operator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
@@ -91,11 +91,17 @@ Mapping = Annotated[dict, Field(strict=True, description="a mapping")]
 WORDS = {"Count": Count, "Sample": Sample, "Seed": Seed, "Rate": Rate, "Share": Share}
 WORDS |= {"Counts": Counts, "Seeds": Seeds, "Names": Names, "Text": Text, "Flag": Flag}
 
-# %% ../../nbs/workshop/schema.ipynb #fe75843f
+# %% ../../nbs/workshop/schema.ipynb #f984f59a
 def nearest(name: Any, names) -> str:
     "The sentence that asks whether one of `names` was meant, or nothing."
     found = difflib.get_close_matches(str(name), [str(n) for n in names], 1)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def held(annotation) -> type[BaseModel] | None:
+    "The kind of thing that a type is or holds: `Score` for `list[Score]`, `Training` for `Training | None`."
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
 
 
 def problem(error: ValidationError, kind: type[BaseModel]) -> str:
@@ -106,12 +112,12 @@ def problem(error: ValidationError, kind: type[BaseModel]) -> str:
     worst = min(found, key=lambda e: e["type"] != "extra_forbidden")
     place, value = ".".join(map(str, worst["loc"])), worst["input"]
     for name in worst["loc"]:
-        if worst["type"] == "extra_forbidden" and name not in kind.model_fields:
+        if name in kind.model_fields:
+            words = kind.model_fields[name].description
+            if not (kind := held(kind.model_fields[name].annotation)):
+                break
+        elif worst["type"] == "extra_forbidden" and name == worst["loc"][-1]:
             return f"has no {place}{nearest(name, kind.model_fields)}"
-        words = kind.model_fields[name].description
-        kind = kind.model_fields[name].annotation
-        if not hasattr(kind, "model_fields"):
-            break
     said = str(worst["ctx"]["error"]) if "ctx" in worst and "error" in worst["ctx"] else worst["msg"]
     if not place:
         return said
@@ -137,7 +143,7 @@ def argument(kind, value, name: str):
         words = TypeAdapter(kind).json_schema()["description"]
         raise ValueError(f"{name} must be {words}; got {value!r}") from None
 
-# %% ../../nbs/workshop/schema.ipynb #cee70331
+# %% ../../nbs/workshop/schema.ipynb #b317f325
 class Checked(BaseModel):
     "What may hold what it lists and nothing else; a `ValueError` in one sentence for anything else."
 
@@ -152,21 +158,6 @@ class Checked(BaseModel):
     __init__.__pydantic_base_init__ = True  # what is part of something else is checked with it
 
 
-class Settings(Checked):
-    "What a run is made from."
-
-    variant: Name
-    seed: Seed
-    vocab_size: Count
-    length: Count
-    pairs: Count
-    segment_size: Count
-    steps: Count
-    batch: Count
-    learning_rate: Rate
-    test: Sample
-
-
 class Provenance(Checked):
     "What produced a number; comes last in a record."
 
@@ -176,30 +167,6 @@ class Provenance(Checked):
     torch: Text
     python: Text
     time: Text
-
-
-class Run(Checked):
-    "What one training from a seed found."
-
-    variant: Name
-    seed: Seed
-    accuracy: Share
-    by_pairs: dict[str, Share] | None = Field(None, description="numbers from 0 to 1")
-    sd_over_sequences: Amount
-    test_hash: Text
-    parameters: Count
-    seconds: Amount
-    cpu_seconds: Amount
-    resumed_at: Whole = Field(0, description="an integer of at least 0")
-    loss_every_20: list[Number] = Field(description="a list of finite numbers")
-    settings: Settings = Field(description="the settings of a run")
-
-    @model_validator(mode="after")
-    def of_its_settings(self):
-        "Variant and seed stand twice."
-        if (self.variant, self.seed) != (self.settings.variant, self.settings.seed):
-            raise ValueError("has another variant or seed than its settings")
-        return self
 
 
 class Ratio(Checked):
@@ -370,10 +337,6 @@ class TextRecord(Provenance):
     train_cpu_seconds: Amount
     resumed_at: Whole = Field(0, description="an integer of at least 0")
     loss_every_20: list[Number] = Field(description="a list of finite numbers")
-
-
-class RunRecord(Provenance, Run):
-    "The record of one training."
 
 
 class SpeedRecord(Provenance, Ratio):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'PATIENCE', 'KILLED', 'scratch', 'local', 'remote', 'Done', 'Here', 'following', 'Queue', 'cluster', 'Step',
-           'check_runs', 'steps_of', 'outcome', 'carry_out', 'measure_all', 'folder_of_records', 'search_all']
+           'check_runs', 'steps_of', 'outcome', 'carry_out', 'measure_all', 'search_all']
 
-# %% ../../nbs/workshop/sweeps.ipynb #203e1571
+# %% ../../nbs/workshop/sweeps.ipynb #f44ac5d2
 import contextlib
 import gc
 import logging
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..checks.values import check_kind
 from .experiments import Experiment, best_rate
-from .runs import Run, lost, measure, place_of, profile_of, recorded, remade
+from .runs import Run, folder_of_records, lost, measure, place_of, profile_of, recorded, remade
 from .schema import Count, Name, argument
 from ..storage import load_json, sweep
 
@@ -197,7 +197,7 @@ def steps_of(runs: list[Run], folder: Path, command: str) -> dict[str, Step]:
             wanted.append(before)
     return steps
 
-# %% ../../nbs/workshop/sweeps.ipynb #c3425bc2
+# %% ../../nbs/workshop/sweeps.ipynb #e05a8235
 KILLED = "its worker process was killed; if memory is short, run again with fewer jobs"
 
 
@@ -283,16 +283,6 @@ def measure_all(
             + "\n".join(f"{name}: {why}" for name, why in failed.items())
         )
     return [records[run.name] for run in runs]
-
-
-def folder_of_records(folder: str | Path) -> Path:
-    "`folder`, without what killed processes left in it; `ValueError` if it cannot be one."
-    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
-        raise ValueError(f"folder must be the path of a folder; got {folder!r}")
-    if (folder := Path(folder)).exists() and not folder.is_dir():
-        raise ValueError(f"folder must be a folder, and {folder} is a file")
-    sweep(folder)
-    return folder
 
 # %% ../../nbs/workshop/sweeps.ipynb #816a2f11
 def search_all(

@@ -6,15 +6,15 @@
 __all__ = ['SMALLEST', 'tested', 'fewer', 'tokens_of', 'along', 'ends', 'framed', 'gate_figure', 'place_figure', 'kind_figure',
            'every_seed', 'search_table', 'kinds_table']
 
-# %% ../../nbs/workshop/text_report.ipynb #f06d5e6c
+# %% ../../nbs/workshop/text_report.ipynb #6fed630e
 import math
 
 from .. import figures
-from .report import Estimate, by_variant, differences
 from .score_figures import bars
+from .scores import Estimate, by_seed, gap, variants
 from .text_runs import GATE, PAIR, bits
 
-# %% ../../nbs/workshop/text_report.ipynb #de41d00e
+# %% ../../nbs/workshop/text_report.ipynb #33dd742e
 def tested(record: dict, length: int | None = None) -> dict:
     "The score of a record in rows of `length` tokens; the first where left out. `ValueError` if there is none."
     bits(record, length)
@@ -23,7 +23,9 @@ def tested(record: dict, length: int | None = None) -> dict:
 
 def fewer(records: list[dict], value=bits) -> dict[str, Estimate]:
     "By variant, how much smaller `value(record)` is than without caching, seed by seed."
-    return differences(records, lambda record: -value(record))
+    base = by_seed(records, "none", value)
+    others = [v for v in variants(records) if v != "none" and base.keys() & by_seed(records, v, value).keys()]
+    return {v: gap(records, "none", v, value) for v in others}
 
 
 def tokens_of(record: dict) -> int:
@@ -38,7 +40,7 @@ def along(records: list[dict], blocks: int = 10) -> dict[str, list[float]]:
     each = amount["tokens"] / amount["bytes"] / math.log(2)
     curves = {(r["variant"], r["seed"]): r["loss_every_20"] for r in records}
     found = {}
-    for variant in by_variant(records):
+    for variant in variants(records):
         seeds = [s for v, s in curves if v == variant and ("none", s) in curves]
         if variant == "none" or not seeds:
             continue
@@ -133,19 +135,18 @@ def kind_figure(records: list[dict], length: int | None = None):
     framed(fig, "By kind of word", "", seen)
     return figures.describe(fig, f"Bits per byte gained over no caching. {'; '.join(said)}.")
 
-# %% ../../nbs/workshop/text_report.ipynb #98d1a006
+# %% ../../nbs/workshop/text_report.ipynb #c7a191d9
 def every_seed(trainings: dict[int, list[dict]]):
     "Bits per byte of every run, a column for each length of the rows."
     import pandas as pd
 
     rows = []
     for steps, records in trainings.items():
-        for variant, mine in by_variant(records).items():
-            for r in mine:
-                found = {f"rows of {s['length']:,}": f"{s['bits_per_byte']:.4f}" for s in r["scores"]}
-                told = {"steps": f"{steps:,}", "variant": figures.NAMES[variant], "seed": r["seed"], **found}
-                rate = r["settings"]["training"]["learning_rate"]
-                rows.append(told | {"rate": f"{rate:g}", "CPU minutes": f"{r['train_cpu_seconds'] / 60:.1f}"})
+        for r in records:
+            found = {f"rows of {s['length']:,}": f"{s['bits_per_byte']:.4f}" for s in r["scores"]}
+            told = {"steps": f"{steps:,}", "variant": figures.NAMES[r["variant"]], "seed": r["seed"], **found}
+            rate = r["settings"]["training"]["learning_rate"]
+            rows.append(told | {"rate": f"{rate:g}", "CPU minutes": f"{r['train_cpu_seconds'] / 60:.1f}"})
     return pd.DataFrame(rows).set_index("steps")
 
 
@@ -166,6 +167,7 @@ def kinds_table(records: list[dict], length: int | None = None):
 
     first = tested(records[0], length)
     share = {k: f"{part['bytes'] / first['bytes']:.1%}" for k, part in first["by_kind"].items()}
-    of = lambda mine, k: sum(tested(r, length)["by_kind"][k]["bits_per_byte"] for r in mine) / len(mine)
-    columns = {figures.NAMES[v]: {k: f"{of(mine, k):.3f}" for k in share} for v, mine in by_variant(records).items()}
+    at = lambda k: lambda r: tested(r, length)["by_kind"][k]["bits_per_byte"]
+    of = lambda v, k: Estimate.of(list(by_seed(records, v, at(k)).values())).mean
+    columns = {figures.NAMES[v]: {k: f"{of(v, k):.3f}" for k in share} for v in variants(records)}
     return pd.DataFrame({"share of bytes": share} | columns)

@@ -6,7 +6,7 @@
 __all__ = ['SEARCH_SEED', 'GATE', 'PAIR', 'TextRun', 'measure_text', 'TextExperiment', 'least_bits', 'bits', 'gains', 'passes',
            'place', 'measure_texts', 'compare', 'text_records']
 
-# %% ../../nbs/workshop/text_runs.ipynb #37a62b2f
+# %% ../../nbs/workshop/text_runs.ipynb #ff96bdb0
 import json
 import time
 from functools import partial
@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from ..checks.values import check_kind
-from .records import read_record
+from .records import read_records
 from .runs import kept
 from .schema import TextRecord, Training
+from .scores import ordered
 from .variants import Sizes, made, model_of
 from .workers import workers
 from ..nn.model import LanguageModel, LMConfig
@@ -137,7 +138,7 @@ def passes(records: list[dict]) -> bool | None:
     found = gains(records)
     return sum(found.values()) / len(found) >= GATE if found else None
 
-# %% ../../nbs/workshop/text_runs.ipynb #194bf2c3
+# %% ../../nbs/workshop/text_runs.ipynb #78406f54
 PAIR = ("none", "attention")
 
 
@@ -191,6 +192,6 @@ def compare(
 
 
 def text_records(folder: str | Path) -> dict[int, list[dict]]:
-    "The records of an experiment by steps of the training, the shortest first."
+    "The records of an experiment by steps of the training, the shortest first, in the order of `mc.figures.NAMES`."
     found = {int(at.name.split("-")[1]): at for at in Path(folder).glob("steps-*")}
-    return {n: some for n in sorted(found) if (some := [read_record(p, TextRecord) for p in sorted(found[n].glob("*.json"))])}
+    return {n: some for n in sorted(found) if (some := ordered(read_records(found[n], TextRecord)))}

@@ -24,7 +24,7 @@ from .records import git
 from .schema import Amount, Count, List, Mapping, Name, Number, Provenance, Whole, checked
 from ..storage import load_json
 
-# %% ../../nbs/workshop/verify_results.ipynb #e71aaf15
+# %% ../../nbs/workshop/verify_results.ipynb #6d2ab518
 class GenerationRecord(Provenance):
     "Times of generating, by `mc.evidence.speed.generating`."
 
@@ -87,7 +87,6 @@ class TextReading(Provenance):
 KINDS = {  # by a key that no kind after it has
     "settings.split": schema.TextRecord,
     "scores": schema.Measured,
-    "accuracy": schema.RunRecord,
     "reached": schema.SpeedRecord,
     "points": schema.TimesRecord,
     "streamed": LongRecord,
@@ -98,7 +97,7 @@ KINDS = {  # by a key that no kind after it has
     "looks": TextReading,
 }
 
-# %% ../../nbs/workshop/verify_results.ipynb #bd79070b
+# %% ../../nbs/workshop/verify_results.ipynb #a8a92a81
 class Fault(NamedTuple):
     "Something wrong: the file, from the folder of the results; what it has; what was expected."
 
@@ -135,7 +134,7 @@ class Found(NamedTuple):
     @property
     def run(self) -> bool:
         "Whether it is the record of a training or a reading, from a seed."
-        return self.kind in (schema.Measured, schema.TextRecord, schema.RunRecord)
+        return self.kind in (schema.Measured, schema.TextRecord)
 
 
 def without(error: Exception, path: Path) -> str:

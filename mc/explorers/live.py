@@ -96,10 +96,10 @@ def rewired(model: LanguageModel, **changes) -> LanguageModel:
         raise ValueError(f"changes need other weights than the model has: {changes}") from None
     return other.eval()
 
-# %% ../../nbs/workshop/explorer_live.ipynb #bece6871
+# %% ../../nbs/workshop/explorer_live.ipynb #e8fdcb86
 READINGS = ("none", "residual", "grm", "soup", "ssc")
 CONNECTORS = ("context", "shared", "uniform")  # what the page can compute
-TASKS = {"mqar": "MQAR", "extrapolation": "needles", "text": "text"}  # of the benchmarks whose models a page can run
+TASKS = {"state_per_byte": "MQAR", "extrapolation": "needles", "text": "text"}  # of the benchmarks whose models a page can run
 SEED = 2026
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Stretch', 'cut_rows', 'ragged', 'side_by_side', 'in_turn', 'own_pools', 'close_rows', 'with_memories', 'hide',
            'read_rows']
 
-# %% ../../nbs/workshop/ragged_form.ipynb #297cef4b
+# %% ../../nbs/workshop/ragged_form.ipynb #348530e4
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from torch import Tensor
 from ..cache import SegmentCache, map_state
 from ..cache_rows import cut_of, put, settled
 from .online import chunk_of
-from .parallel import ROWS, Written, compared, read_all, swap
+from .parallel_reads import ROWS, read_all
+from .parallel_routes import compared
+from .parallel_writes import Written, swap
 from .sequential import Pass, Tokens
 from mc.forms.stretches import (
     Places,
@@ -226,7 +228,7 @@ def with_memories(
     states = {name: lay(leaf, closed[name]) for name, leaf in cache.states.items()}
     return replace(after, states=states, pools=lay(cache.pools, pools))
 
-# %% ../../nbs/workshop/ragged_form.ipynb #eb2ee203
+# %% ../../nbs/workshop/ragged_form.ipynb #dbf515d1
 def hide(r: Tensor, seen: Tensor, rules: Rules) -> Route:
     """The route that scores `r` (B, H, ..., N+1) give, of tokens that see the first
     `seen` (B, ...) memories of their row and the online one.
@@ -242,7 +244,7 @@ def read_rows(
     """What the tokens (B, H, L, ·) read (B, H, L, D_v) from the `online` memories, with the
     pools `own` (B, H, L, D), and from those that the cache `after` them holds.
 
-    Cost: that of `mc.forms.parallel.read_all`, for rows as long as the longest.
+    Cost: that of `mc.forms.parallel_reads.read_all`, for rows as long as the longest.
     """
     length = int(tokens.k.shape[2])
     seen = torch.tensor(cache.counts)[:, None].expand(-1, length)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['read_cached', 'step']
 
-# %% ../../nbs/workshop/streaming_form.ipynb #aeb88718
+# %% ../../nbs/workshop/streaming_form.ipynb #90209711
 import torch
 from torch import Tensor
 
 from ..cache import SegmentCache, map_state
-from .parallel import soup
+from .parallel_reads import soup
 from ..memory.recall import beside, in_parts
 from ..options import Rules
 from ..read.router import Route

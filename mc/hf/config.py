@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLAT', 'HF_NAMES', 'SIZES', 'check_known', 'plain_mixer', 'MCHFConfig']
 
-# %% ../../nbs/workshop/hf_config.ipynb #7baa4103
+# %% ../../nbs/workshop/hf_config.ipynb #5ebeb2c4
 import difflib
 from dataclasses import fields
 
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from ..checks.values import check_kind, check_size
 from ..nn.attention import AttentionConfig
 from ..nn.layer import MCConfig
-from ..nn.model import LMConfig, mixer_from_dict, mixer_to_dict
+from ..nn.model_config import LMConfig, mixer_from_dict, mixer_to_dict
 
 # %% ../../nbs/workshop/hf_config.ipynb #8e970d5a
 FLAT = {field.name for field in fields(MCConfig)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'AttentionConfig', 'visible', 'look_back', 'in_blocks', 'Attention', 'first']
 
-# %% ../../nbs/workshop/attention_mixer.ipynb #5d53aa17
+# %% ../../nbs/workshop/attention_mixer.ipynb #d96700e8
 import math
 from dataclasses import dataclass
 
@@ -24,8 +24,9 @@ from mc.checks.values import (
     settle,
 )
 from ..cache_rows import last_inputs
-from .attention_cache import AttentionCache, check_parts
-from .layer import check_mixer
+from .attention_cache import AttentionCache
+from .attention_cache_files import check_parts
+from .layer_config import check_mixer
 from .parts import WIDEST, CausalConv, RMSNorm, unit
 from ..segments.packing import Packing, check_going_on, packing
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Room', 'AttentionCache', 'seen_in', 'places', 'put', 'joined', 'append', 'may_write', 'roomy', 'tight', 'trimmed',
-           'parts', 'could_be', 'check_parts', 'of_parts', 'save', 'load', 'apart', 'together', 'named']
+           'parts', 'made_of', 'of_parts', 'save', 'load', 'apart', 'together', 'named']
 
-# %% ../../nbs/workshop/attention_cache.ipynb #4d14d89a
+# %% ../../nbs/workshop/attention_cache.ipynb #3b0fca8b
 import json
 from dataclasses import dataclass, replace
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import GetAttrKey, register_pytree_node
 
-from ..checks.values import FLOATS, check_index, check_size, counted, finite, refusal, said
-from ..storage import load_tensors, save_tensors
+from ..checks.values import FLOATS, check_index, check_size, refusal, said
+from .attention_cache_files import check_parts, read_parts, write_parts
 from ..torch_tools import stored
 
 # %% ../../nbs/workshop/attention_cache.ipynb #8012def5
@@ -255,7 +255,7 @@ def trimmed(self: AttentionCache) -> AttentionCache:
 
 AttentionCache.trimmed = trimmed
 
-# %% ../../nbs/workshop/attention_cache.ipynb #907cf2b5
+# %% ../../nbs/workshop/attention_cache.ipynb #a63c06fa
 def parts(self: AttentionCache) -> tuple[dict[str, Tensor], dict]:
     "Tensors and a JSON-able rest, of which `of_parts` makes the cache again."
     tensors = self._tensors()
@@ -268,63 +268,28 @@ def parts(self: AttentionCache) -> tuple[dict[str, Tensor], dict]:
     return tensors, {name: getattr(self, name) for name in names}
 
 
-def could_be(kept: list, seen: list, columns, window) -> bool:
-    "Whether passes with this window can have left as many keys in each row."
-    whole = lambda n, least: type(n) is int and n >= least
-    if counted(kept) is None or counted(seen) is None or len(kept) != len(seen):
-        return False
-    if not whole(columns, 1) or not (window is None or whole(window, 1)):
-        return False
-    least = lambda n: n if window is None else min(n, window - 1)
-    return bool(seen) and all(0 <= least(n) <= m <= n <= columns for m, n in zip(kept, seen))
-
-
-def check_parts(tensors: dict[str, Tensor], about: dict) -> None:
-    "A `ValueError` for what is not the `parts` of an attention cache."
-    if tensors.keys() != {"keys", "values", "inputs"}:
-        raise ValueError(f"it must hold keys, values and inputs; it holds {sorted(tensors)}")
-    if about.keys() != {"kept", "seen", "columns", "window"} or not could_be(**about):
-        raise ValueError(f"no attention leaves {said(about)}")
-    keys, values, inputs = (tensors[name] for name in ("keys", "values", "inputs"))
-    if not all(t.dtype in FLOATS for t in tensors.values()):
-        raise ValueError("its tensors must be of floating types")
-    shape = (len(about["seen"]), *keys.shape[1:2], max(about["kept"]), *keys.shape[3:])
-    if keys.ndim != 4 or keys.shape != shape or values.shape != shape or 0 in (keys.shape[1], keys.shape[3]):
-        raise ValueError(
-            f"keys and values must be (B, H, S, D) with B = {shape[0]} and S = {max(about['kept'])}; "
-            f"they are {tuple(keys.shape)} and {tuple(values.shape)}"
-        )
-    if inputs.ndim != 3 or len(inputs) != len(keys) or inputs.shape[2] != keys.shape[1] * keys.shape[3]:
-        raise ValueError(f"inputs {tuple(inputs.shape)} do not fit keys {tuple(keys.shape)}")
-    for name, tensor in tensors.items():
-        if not finite(tensor):
-            raise ValueError(f"{name} contains NaN or infinity; all values must be finite")
+def made_of(tensors: dict[str, Tensor], about: dict) -> AttentionCache:
+    "The cache with `parts` that have been checked."
+    rows = {name: tuple(about[name]) for name in ("kept", "seen")}
+    return AttentionCache(**tensors, **about | rows)
 
 
 def of_parts(tensors: dict[str, Tensor], about: dict) -> AttentionCache:
     "The cache with these `parts`; a `ValueError` for any others."
     check_parts(tensors, about)
-    rows = {name: tuple(about[name]) for name in ("kept", "seen")}
-    return AttentionCache(**tensors, **about | rows)
+    return made_of(tensors, about)
 
 
 def save(self: AttentionCache, path) -> None:
     "Write the cache to a safetensors file."
-    tensors, about = self.parts()
-    save_tensors(path, tensors, {"attention": about})
+    write_parts(path, *self.parts())
 
 
 def load(path) -> AttentionCache:
     """Read a cache that `save` wrote; its tensors are its own, on the CPU. Raises
     `ValueError` that names the file for any other file, and for NaN.
     """
-    tensors, header = load_tensors(path)
-    try:
-        if header.keys() != {"attention"}:
-            raise ValueError(f"its header holds {sorted(header)}")
-        return of_parts(tensors, header["attention"])
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is not an attention cache: {error}") from None
+    return made_of(*read_parts(path))
 
 
 AttentionCache.parts, AttentionCache.of_parts = parts, staticmethod(of_parts)
