@@ -84,16 +84,16 @@ def test_the_large_view_shows_the_numbers_of_mc(explorer, page, truth):
             assert number(explorer, "change", shelf) == pytest.approx((state - before).norm().item(), rel=1e-3)
             bars = explorer.locator(".bars").nth(shelf).get_attribute("data-values")
             shown = torch.tensor([float(x) for x in bars.split()])
-            assert torch.allclose(shown, torch.linalg.svdvals(state), atol=5e-3)    # 16 bits of numbers up to 300
+            assert torch.allclose(shown, torch.linalg.svdvals(state), atol=1e-2)    # 16 bits of numbers up to 900
     explorer.locator(".map").first.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(key)
     for shelf, init in enumerate(INITS):
-        assert number(explorer, "number", shelf) == pytest.approx(states[init][1, 6, 2, 1].item(), abs=1e-3)
+        assert number(explorer, "number", shelf) == pytest.approx(states[init][1, 6, 2, 1].item(), abs=5e-3)
     assert "Row 3, column 2" in explorer.locator(".spoken").inner_text()
     box = explorer.locator(".map canvas").first.bounding_box()
     page.mouse.move(box["x"] + 15.5 / 16 * box["width"], box["y"] + 0.5 / 16 * box["height"])
-    assert number(explorer, "number") == pytest.approx(states["independent"][1, 6, 0, 15].item(), abs=1e-3)
+    assert number(explorer, "number") == pytest.approx(states["independent"][1, 6, 0, 15].item(), abs=5e-3)
 
 
 def test_the_change_of_a_checkpoint_is_the_fresh_memory(explorer, truth):
@@ -101,7 +101,7 @@ def test_the_change_of_a_checkpoint_is_the_fresh_memory(explorer, truth):
     memory(explorer, 6).click()
     explorer.get_by_role("button", name="change since the last one").click()
     explorer.locator(".map").nth(1).focus()
-    assert number(explorer, "number", 1) == pytest.approx(states["independent"][0, 6, 0, 0].item(), abs=2e-3)
+    assert number(explorer, "number", 1) == pytest.approx(states["independent"][0, 6, 0, 0].item(), abs=5e-3)
     explorer.get_by_role("button", name="memory", exact=True).click()
     assert number(explorer, "norm", 1) == pytest.approx(states["checkpoint"][0, 6].norm().item(), rel=1e-3)
 
