@@ -15,7 +15,7 @@ from ..nn.attention import AttentionConfig
 from ..nn.layer import MCConfig
 from ..nn.model import LanguageModel, LMConfig
 
-# %% ../../nbs/workshop/variants.ipynb #eeff587b
+# %% ../../nbs/workshop/variants.ipynb #72f23f32
 NONE = dict(aggregation="none")
 VARIANTS = {
     "attention": dict(attention=True),
@@ -37,7 +37,7 @@ for memory in ("dla", "titans"):
         f"{memory}-two_heads": dict(NONE, backend=memory, fewer_heads=4),
         f"{memory}-grm-64": dict(backend=memory, segment_size=64),
         f"{memory}-soup-64": dict(backend=memory, aggregation="soup", segment_size=64),
-        f"{memory}-ssc-64": dict(backend=memory, aggregation="ssc", segment_size=64),
+        f"{memory}-ssc-64": dict(backend=memory, aggregation="ssc", segment_size=64, top_k=1),
     }
 VARIANTS["dla-grm"] = dict(backend="dla", chunk_size=4)
 
