@@ -386,8 +386,11 @@ def test_how_far_seeds_scatter(made):
     found = ledger.scatter(("made", "nowhere", "other"))(made)
     sd = {v: stdev([100 * next(s["right"] for s in r["scores"] if s["task"]["length"] == 512) for r in measured(made / "results/made/cpu") if r["variant"] == v]) for v in "abce"}
     all_ = sorted([*sd.values(), 0.0, 0.0, 0.0])
-    assert f"made {median(all_):.1f} (0.0 to {max(all_):.1f}); other " in found.ours and found.ours.endswith(".") and found.runs == "2 to 3 seeds"
+    assert f"made {median(all_):.1f} (0.0 to {max(all_):.1f}); other " in found.gap and found.runs == "2 to 3 seeds"
     assert found.said == "measured" and all((made / r).exists() for r in found.records) and found.command.count("mc bench") == 2
+    assert f"(0.0 to {max(all_):.1f})" in found.ours and not found.ours.endswith(".")
+    asked = Question("", "", "", (ledger.scatter(("made",)),))
+    assert asked.answer(asked.evidence_in(made)).endswith(f"(0.0 to {max(all_):.1f}).")
     nothing = Claim("", "", "", "", "", ledger.scatter(("nowhere",)), "").found(made)
     assert nothing.said == "not measured yet"
 
