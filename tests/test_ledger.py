@@ -3,6 +3,7 @@ import ast
 import re
 from math import inf, isfinite, nan
 from pathlib import Path
+from statistics import median, stdev
 
 import pytest
 import yaml
@@ -12,18 +13,19 @@ from mc.evidence.claims import CLAIMS, claim, sentence
 from mc.evidence.ledger import (VERDICTS, Claim, Found, all_of, change, contradicted, cost, each, growth, paired, proved, ratio, text,
                                 unmeasured, untestable, verdict)
 from mc.evidence.questions import QUESTIONS, Question
+from mc.evidence.scores import gap, measured
 from mc.storage import load_json, save_json
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "undecided"
 
 
-def record(root, name, seed, **right):
+def record(root, name, seed, start=None, **right):
     "A record of the runs `name` with a score for each length: `at128=0.5`."
     benchmark, variant = name.split("/")
     scores = [dict(task=dict(name="needles", vocab_size=64, length=int(n[2:]), pairs=8), sequences=2, right=share, sd_over_sequences=0.0,
                    test_hash="", state_bytes=8, seconds=0.0, routing=None) for n, share in right.items()]
-    settings = dict(task={}, model={}, training=None, tests=[], sequences=2, test_tokens=1, start=None, router="learned", test_seed=1)
+    settings = dict(task={}, model={}, training=None, tests=[], sequences=2, test_tokens=1, start=start, router="learned", test_seed=1)
     save_json(root / f"results/{benchmark}/cpu/{variant}-seed{seed}.json", dict(
         variant=variant, seed=seed, settings=settings, parameters=1, start_sha256=None, scores=scores,
         command="", commit="", device="", torch="", python="", time=""))
@@ -48,7 +50,7 @@ def made(tmp_path):
 
 @pytest.mark.parametrize("low, high, bound, side, said", [
     (0.1, 0.3, 0, 1, HOLDS), (-0.3, -0.1, 0, 1, FAILS), (-0.1, 0.1, 0, 1, OPEN), (0.0, 0.1, 0, 1, OPEN), (-0.1, 0.0, 0, 1, OPEN),
-    (-0.3, -0.1, 0, -1, HOLDS), (0.1, 0.3, 0, -1, FAILS), (-inf, inf, 0, 1, OPEN), (1.3, 1.5, 1.25, -1, FAILS), (1.1, 1.2, 1.25, -1, HOLDS),
+    (-0.3, -0.1, 0, -1, HOLDS), (0.1, 0.3, 0, -1, FAILS), (0.0, 0.0, 0, 1, FAILS), (0.0, 0.0, 0, -1, FAILS), (1.0, 1.0, 1.0, 1, FAILS), (-inf, inf, 0, 1, OPEN), (1.3, 1.5, 1.25, -1, FAILS), (1.1, 1.2, 1.25, -1, HOLDS),
     (1.1, 1.2, 1.0, 1, HOLDS)])
 def test_the_rule(low, high, bound, side, said):
     assert verdict(low, high, bound, side) == said
@@ -63,14 +65,14 @@ def test_no_verdict_on_what_is_no_interval(bad):
 @pytest.mark.parametrize("source, said, runs", [
     (paired("made/b", "made/a", length=512), HOLDS, "3 seeds"), (paired("made/a", "made/b", length=512), FAILS, "3 seeds"),
     (paired("made/a", "made/b", side=-1, length=512), HOLDS, "3 seeds"), (paired("made/c", "made/a", length=512), OPEN, "3 seeds"),
-    (paired("made/d", "made/a", length=512), OPEN, "one seed"), (paired("made/e", "made/a", length=512), OPEN, "2 seeds"),
+    (paired("made/d", "made/a", length=512), OPEN, "one seed"), (paired("made/e", "made/a", length=512), FAILS, "2 seeds"),
     (paired("made/a", "other/b", length=512), HOLDS, "3 seeds"),
     (change("made/a", dict(length=128), dict(length=512)), OPEN, "3 seeds"), (change("made/d", dict(length=512), dict(length=512)), OPEN, "one seed")])
 def test_runs_against_runs(made, source, said, runs):
     found = source(made)
     assert (found.said, found.runs) == (said, runs)
     assert all((made / r).exists() for r in found.records) and len(found.records) >= 1
-    assert isfinite(found.margin[1]) == (runs != "one seed") and ("to" in found.gap) == (runs != "one seed")
+    assert isfinite(found.margin[1]) == (runs != "one seed") and ("to" in found.gap) == (runs != "one seed" and not found.equal)
 
 
 def test_what_a_comparison_says(made):
@@ -79,7 +81,7 @@ def test_what_a_comparison_says(made):
     assert found.records == tuple(f"results/made/cpu/{v}-seed{s}.json" for v in "ab" for s in range(3))
     assert found.command == "mc bench made --profile cpu"
     two = paired("made/a", "other/b", length=512)(made)
-    assert two.command == "mc bench made --profile cpu; mc bench other --profile cpu" and "results/other/cpu/b-seed0.json" in two.records
+    assert two.command == "mc bench made --profile cpu && mc bench other --profile cpu" and "results/other/cpu/b-seed0.json" in two.records
     down = paired("made/a", "made/b", side=-1, length=512)(made)
     assert down.margin == pytest.approx(found.margin) and down.gap.startswith("−11.0 points")
 
@@ -94,7 +96,54 @@ def test_all_must_hold_and_one_may_fail(made, parts, said, least):
 def test_each_is_above_all_the_others_in_all_the_tests(made):
     assert each("made/b", ["made/a"], length=(512,))(made).said == HOLDS
     assert each("made/b", ["made/a", "made/c"], length=(128, 512))(made).ours.startswith("weakest of 4 comparisons: ")
-    assert each("made/b", ["made/a"], length=(128, 512))(made).said == OPEN    # equal at 128
+    assert each("made/b", ["made/a"], length=(128, 512))(made).said == FAILS    # equal at 128
+
+
+def test_no_difference_at_all_is_no_gain(made):
+    same = paired("made/b", "made/a", length=128)(made)
+    assert (same.said, same.gap, same.equal) == (FAILS, "+0.0 points, no difference at all", True)
+    assert not paired("made/c", "made/a", length=512)(made).equal
+    once = change("made/d", dict(length=512), dict(length=512))(made)
+    assert once.said == OPEN and not once.equal and "no difference" not in once.gap    # one seed says nothing
+
+
+def test_no_difference_of_shares_goes_beyond_a_hundred_points(tmp_path):
+    for seed, b in enumerate((0.0, 1.0, 1.0)):
+        record(tmp_path, "far/a", seed, at512=0.0)
+        record(tmp_path, "far/b", seed, at512=b)
+    up, down = paired("far/b", "far/a", length=512)(tmp_path), paired("far/a", "far/b", length=512)(tmp_path)
+    assert up.gap == "+66.7 points (−76.8 to +100.0)"
+    assert up.margin[2] == 1.0 and down.margin[1] == -1.0 and down.gap.startswith("−66.7 points (−100.0 to ")
+    both = gap([r for name in "ab" for r in measured(tmp_path / "results/far/cpu") if r["variant"] == name], "b", "a", length=512)
+    assert (both.low, both.high) == pytest.approx((up.margin[1], 1.0))
+
+
+# ---- commands
+
+def test_a_command_makes_first_what_its_runs_start_from(tmp_path):
+    record(tmp_path, "first/a", 0, at512=0.1)
+    record(tmp_path, "second/a", 0, start="first/a-seed0", at512=0.2)
+    record(tmp_path, "third/a", 0, start="second/a-seed0", at512=0.3)
+    record(tmp_path, "third/own", 0, start="third/a-seed0", at512=0.3)
+    line = lambda *names: " && ".join(f"mc bench {name} --profile cpu" for name in names)
+    assert paired("third/a", "third/own", length=512)(tmp_path).command == line("first", "second", "third")
+    assert paired("second/a", "first/a", length=512)(tmp_path).command == line("first", "second")
+    mixed = all_of(paired("third/a", "third/own", length=512), paired("first/a", "second/a", length=512))(tmp_path)
+    assert mixed.command == line("first", "second", "third")
+    assert Claim("", "", "", "", "", paired("second/b", "second/a", length=512), "").found(tmp_path).command == line("first", "second")
+
+
+def test_the_makefile_measures_in_the_order_of_the_records():
+    "`make bench` begins with what others start from; the records say which."
+    first = re.search(r"^BENCHES := (.*?) \$\(filter-out (.*?),", (ROOT / "Makefile").read_text(), re.M)
+    assert first[1] == first[2]
+    rest = sorted(p.stem for p in (ROOT / "nbs/bench").glob("*.yaml") if p.stem not in first[1].split())
+    order = [f"results/{name}/cpu" for name in first[1].split() + rest]
+    settings = {folder: [load_json(p).get("settings") or {} for p in (ROOT / folder).glob("*.json")] for folder in order}
+    pairs = {(f"results/{s['start'].split('/')[0]}/cpu", folder) for folder, some in settings.items() for s in some if s.get("start")}
+    apart = [(other, folder) for other, folder in pairs if other != folder]
+    assert len(apart) >= 4 and all(order.index(other) < order.index(folder) for other, folder in apart), apart
+    assert {*apart} == {(other, folder) for folder in {f for _, f in pairs} for other in ledger.starts(ROOT, folder)}
 
 
 @pytest.mark.parametrize("source", [
@@ -157,7 +206,7 @@ def test_times_are_judged_against_one_or_their_target():
     assert timed.said == (HOLDS if record["high"] < record["target"] else FAILS if record["low"] > record["target"] else OPEN)
     assert timed.margin[0] == pytest.approx(record["target"] / record["value"]) and f"bound {record['target']:g}" in timed.gap
     same = growth("dial/cpu/tokens-4096", "dial/cpu/tokens-4096", "attention", "grm 256")(ROOT)
-    assert same.said == OPEN and same.margin[0] == pytest.approx(1)
+    assert same.said == FAILS and same.equal and same.margin == (1, 1, 1)
 
 
 def test_costs_are_those_of_the_longest_text(tmp_path):
@@ -168,6 +217,9 @@ def test_costs_are_those_of_the_longest_text(tmp_path):
         save_json(tmp_path / f"results/cost/cpu/training-{tokens}.json", new)
     found = cost("training", "attention", "grm")(tmp_path)
     assert found.said == HOLDS and 2 <= found.margin[0] <= 2.1 and found.records == ("results/cost/cpu/training-1024.json",) and found.runs == "8 rounds"
+    save_json(tmp_path / "results/cost/cpu/training-2048.json", new | dict(name="training-2048", rounds={"grm": [1.0] * 8}))
+    assert cost("training", "attention", "grm")(tmp_path) == found    # of the longest text, only one was measured
+    assert Claim("", "", "", "", "", cost("training", "attention", "ssc"), "").found(tmp_path).said == "not measured yet"
     assert cost("training", "grm", "attention")(tmp_path).said == cost("training", "attention", "grm", side=-1)(tmp_path).said == FAILS
 
 
@@ -186,9 +238,50 @@ def test_text_says_something_only_where_attention_gains(monkeypatch, tmp_path, a
 
 
 @pytest.mark.parametrize("variant, said", [
-    ("ssc", "SSC"), ("wide", "no caching (one head)"), ("needles-grm-position", "GRM (position)"), ("mqar-ssc", "SSC"), ("long-uniform-1024", "long (uniform 1024)"), ("x", "x")])
+    ("ssc", "SSC"), ("wide", "no caching (one head)"), ("needles-grm-position", "GRM (weights by place only)"), ("mqar-ssc", "SSC"), ("x", "x"),
+    ("short-signed-16", "trained at 128 (u = ±q, C = 16)"), ("long-uniform-1024", "trained at 1,024 (even weights, C = 1,024)"),
+    ("needles-grm-scale4", "GRM (scores × 4)"), ("mqar-grm-scale16", "GRM (scores × 16)"), ("needles-ssc-as-k1", "SSC (trained with k = 4, read with k = 1)"),
+    ("needles-ssc-random", "SSC (random router)"), ("needles-ssc-k2-random", "SSC (k = 2, random router)"), ("needles-grm-checkpoint", "GRM (checkpoint)"),
+    ("needles-ssc-random-as-k8", "SSC (random router, trained with k = 4, read with k = 8)"), ("needles-grm-blocks4", "GRM (4 pools a segment)"),
+    ("mqar-grm-detach", "GRM (no gradient through the cache)"), ("swla-ssc", "SWLA (SSC)"), ("dla-grm-64", "DLA (GRM, C = 64)"), ("grm-128", "GRM (C = 128)")])
 def test_variants_have_names_for_readers(variant, said):
     assert ledger.label(variant) == said
+
+
+def listed_variants():
+    "Every variant that a record has, or a profile of a benchmark lists."
+    found = {load_json(p).get("variant") for p in (ROOT / "results").glob("*/cpu/*.json")}
+    for path in (ROOT / "nbs/bench").glob("*.yaml"):
+        for profile in yaml.safe_load(path.read_text()).values():
+            found |= {*profile.get("variants", ())}
+            for way in profile.get("ways", ()):
+                changes = [*profile["gates"], *profile["choices"], *(f"blocks{n}" for n in profile["pool_blocks"]), *(f"scale{n}" for n in profile["scales"])]
+                changes += [f"{end}{k}{random}" for k in profile["other_ks"] for end in ("k", "as-k") for random in ("", "-random")]
+                found |= {f"{task}-{way}-{change}" for task in ("needles", "mqar") for change in changes}
+            sizes = profile.get("segment_sizes", ())
+            tags = [dict(extrapolation="short", length_of_training="long", own="own")[start] for start in profile.get("starts", ())]
+            found |= {f"{tag}-{how}-{C}" for tag in tags for how in profile["readings"] for C in sizes}
+    return sorted(found - {None})
+
+
+def test_no_label_is_a_raw_name():
+    variants = listed_variants()
+    assert len(variants) > 150 and {"ssc", "dla-grm", "mqar-grm-sum", "needles-ssc-as-k8", "short-signed-16"} <= {*variants}
+    raw = {v: ledger.label(v) for v in variants if v not in ("none", "x")}
+    known = ("router", "trained", "weights", "gradient", "pools", "scores", "sum", "keys", "caching", "checkpoint", "residual", "attention", "oracle")
+    for variant, said in raw.items():
+        assert not re.search(r"[a-zA-Z]+\d|_|\w-\w|\b(needles|mqar|short|long|own|as-k|detach|signed|shared|fading(?! weights)|uniform|position|none|wide|swla|grm|ssc|dla|titans|soup|fenwick)\b",
+                             said.replace("Log-Linear", "").replace("top-p", "")), (variant, said)
+        assert any(word in said for word in known) or re.search(r"GRM|SSC|SWLA|DLA|Titans|Soup|Log-Linear", said), (variant, said)
+    words = {v: said for v, said in raw.items() if v.startswith(("needles-", "short-", "long-"))}
+    assert len({*words.values()}) >= len(words) - 1 - sum(v.startswith("needles-ssc-") and v.endswith("-random") and "-as-" in v for v in words)
+
+
+def test_what_the_labels_say_of_training_is_what_the_records_say():
+    trained = {word: load_json(ROOT / f"results/{name}/cpu/none-seed0.json")["settings"]["task"]["length"]
+               for word, name in (("short", "extrapolation"), ("long", "length_of_training"))}
+    assert {w: ledger.word(w) for w in trained} == {w: f"trained at {n:,}" for w, n in trained.items()}
+    assert load_json(ROOT / "results/gates/cpu/needles-ssc-seed0.json")["settings"]["model"]["mixer"]["top_k"] == 4
 
 
 def test_a_sentence_has_the_verdict_and_the_numbers(made, monkeypatch):
@@ -211,7 +304,7 @@ def test_every_row_has_its_record_its_number_its_chapter_and_its_command(row):
     assert f"({label or '#'})=" in (ROOT / f"{chapter}.md").read_text() or not label
     assert all((ROOT / r).exists() for r in found.records)
     assert found.command or found.said in ("not measured", "not testable at this scale")
-    for command in filter(None, found.command.split("; ") if not found.command.startswith("python") else []):
+    for command in filter(None, found.command.split(" && ") if not found.command.startswith("python") else []):
         if command.startswith("pytest"):
             assert re.fullmatch(r"pytest (tests/\w+\.py) -k (\w+)", command)
             continue
@@ -276,8 +369,36 @@ def test_an_answer_follows_the_first_comparison(made):
     ask = lambda a, b: Question("", "", "", (paired(f"made/{a}", f"made/{b}", length=512),), "Yes.", "No.", "Unclear.")
     said = {pair: ask(*pair).answer(ask(*pair).evidence_in(made)) for pair in ("ba", "ab", "ca", "xa")}
     assert said == {"ba": "Yes.", "ab": "No.", "ca": "Unclear.", "xa": "Not measured yet."}
+    four = Question("", "", "", tuple(paired(f"made/{a}", f"made/{b}", length=512) for a, b in ("ba", "ab", "ca", "xa")), "Yes.", "No.", alike=4)
+    assert four.answer(four.evidence_in(made)) == "It depends: the one named first recalls more in 1 of 3 comparisons, less in 1; 1 undecided."
+    same = paired("made/b", "made/a", length=128)
+    mixed = Question("", "", "", (*four.evidence[:3], same), "Yes.", "No.", alike=4)
+    assert mixed.answer(mixed.evidence_in(made)).endswith("more in 1 of 4 comparisons, less in 1; 1 undecided, 1 without any difference.")
+    assert (two := Question("", "", "", four.evidence[:1] * 2, "Yes.", alike=2)).answer(two.evidence_in(made)) == "Yes."
+    first = Question("", "", "", four.evidence, "Yes.", alike=1)
+    assert first.answer(first.evidence_in(made)) == "Yes."    # the others are no evidence for it
+    assert (equal := Question("", "", "", (same,), "Yes.", "No.")).answer(equal.evidence_in(made)) == "There is no difference at all."
     why = Question("", "", "", (unmeasured("Nobody has a machine that large."),))
     assert why.answer(why.evidence_in(made)) == "Nobody has a machine that large."
+
+
+def test_how_far_seeds_scatter(made):
+    found = ledger.scatter(("made", "nowhere", "other"))(made)
+    sd = {v: stdev([100 * next(s["right"] for s in r["scores"] if s["task"]["length"] == 512) for r in measured(made / "results/made/cpu") if r["variant"] == v]) for v in "abce"}
+    all_ = sorted([*sd.values(), 0.0, 0.0, 0.0])
+    assert f"made {median(all_):.1f} (0.0 to {max(all_):.1f}); other " in found.gap and found.runs == "2 to 3 seeds"
+    assert found.said == "measured" and all((made / r).exists() for r in found.records) and found.command.count("mc bench") == 2
+    assert f"(0.0 to {max(all_):.1f})" in found.ours and not found.ours.endswith(".")
+    asked = Question("", "", "", (ledger.scatter(("made",)),))
+    assert asked.answer(asked.evidence_in(made)).endswith(f"(0.0 to {max(all_):.1f}).")
+    nothing = Claim("", "", "", "", "", ledger.scatter(("nowhere",)), "").found(made)
+    assert nothing.said == "not measured yet"
+
+
+def test_the_scale_of_the_connector_is_answered_by_its_readings():
+    (asked,) = [q for q in QUESTIONS if q.short == "W_u"]
+    found = asked.evidence_in(ROOT)
+    assert "scores × 4" in found[0].ours and found[0].records and asked.answer(found).startswith(("Shape and initialisation", "It depends"))
 
 
 # ---- the built pages
