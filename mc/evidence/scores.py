@@ -14,7 +14,7 @@ from .. import figures
 from .records import interval, read_records
 from .schema import Measured
 
-# %% ../../nbs/workshop/scores.ipynb #3ac5770a
+# %% ../../nbs/workshop/scores.ipynb #e30faf51
 @dataclass(frozen=True)
 class Estimate:
     "The mean of `count` seeds and the ends of its 95 % interval."
@@ -34,6 +34,12 @@ class Estimate:
         "The estimate of a share, whose interval cannot leave 0 to 1."
         mean, low, high = interval(list(values))
         return cls(mean, max(low, 0.0), min(high, 1.0), len(values))
+
+    @classmethod
+    def difference(cls, values: list[float]) -> "Estimate":
+        "The estimate of a difference of two shares, whose interval cannot leave -1 to 1; that of a single seed is infinite."
+        mean, low, high = interval(list(values))
+        return cls(mean, max(low, -1.0), min(high, 1.0), len(values)) if len(values) > 1 else cls(mean, low, high, 1)
 
     @property
     def clear(self) -> bool:
@@ -109,7 +115,7 @@ def right_if_looked_at(record: dict, **sizes) -> float | None:
     "The share of right answers among the questions at which it looked; None if there were none, or no router."
     return routing(record, **sizes).get("right_if_looked_at")
 
-# %% ../../nbs/workshop/scores.ipynb #37ec318d
+# %% ../../nbs/workshop/scores.ipynb #3c02ea91
 def by_seed(records: list[dict], variant: str, value=right, **sizes) -> dict[int, float]:
     """`value(record, **sizes)` of each seed of a `variant`; what has none is left out.
     `ValueError` for a variant without records, and sizes that were not asked.
@@ -127,13 +133,13 @@ def estimate(records: list[dict], variant: str, value=right, **sizes) -> Estimat
 
 
 def gap(records: list[dict], a: str, b: str, value=right, **sizes) -> Estimate:
-    """`value(record, **sizes)` of the variant `a` minus that of `b` with the same seed. Seeds that only one of
+    """A share, `value(record, **sizes)`, of the variant `a` minus that of `b` with the same seed. Seeds that only one of
     the two has are left out. `ValueError` if they share none; and what `by_seed` raises.
     """
     ours, theirs = (by_seed(records, variant, value, **sizes) for variant in (a, b))
     if not (both := sorted(ours.keys() & theirs.keys())):
         raise ValueError(f"{a} and {b} share no seed: {a} has {sorted(ours)}, {b} has {sorted(theirs)}")
-    return Estimate.of([ours[seed] - theirs[seed] for seed in both])
+    return Estimate.difference([ours[seed] - theirs[seed] for seed in both])
 
 # %% ../../nbs/workshop/scores.ipynb #c480b063
 def splits(records: list[dict], only: list[str] | None = None, **sizes):

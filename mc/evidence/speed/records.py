@@ -110,15 +110,15 @@ def measure_all(
         )
     return records
 
-# %% ../../../nbs/workshop/speed_records.ipynb #b4345438
+# %% ../../../nbs/workshop/speed_records.ipynb #986fc841
 def read_speed(folder: str | Path) -> list[dict]:
     "`mc.evidence.records.read_records` for records of speed: those of the folder's own kind of processor."
     return read_records(folder, SpeedRecord)
 
 
 def number(value: float) -> str:
-    "Three digits, and no exponent."
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    "Three digits, also where the last are zeros, and no exponent."
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def overview(records: list[dict]):
