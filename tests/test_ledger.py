@@ -411,6 +411,9 @@ def test_the_ledger_of_the_page_is_the_computed_one(page, context, site):
     assert page.inner_text(".mc-table-count") == f"{len(held)} of {len(CLAIMS)} rows"
     first = page.locator(".mc-table tbody tr").first
     assert held[0].says in first.inner_text() and first.locator("td.command button").count() == 1
+    page.select_option("select[aria-label=verdict]", label="–\u00a0not measured")
+    without = page.locator(".mc-table tbody tr")
+    assert without.count() >= 1 and without.locator("td.command button").count() == 0    # nothing to copy
     bare = context.browser.new_context(java_script_enabled=False).new_page()
     bare.goto(f"{site}nbs/start/what_holds.html")
     rows = bare.locator(".mc-table tbody tr").all_inner_texts()

@@ -73,7 +73,9 @@
       for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
     }
     for (const cell of table.querySelectorAll("td.command:not(:empty)")) {    // a click takes the command along
-      const text = cell.textContent, button = make("button", { type: "button", title: "copy: " + text, ariaLabel: "copy " + text }, "copy");
+      const text = cell.textContent.trim();
+      if (!text) { cell.replaceChildren(); continue; }
+      const button = make("button", { type: "button", title: "copy: " + text, ariaLabel: "copy " + text }, "copy");
       const words = text.split(" ").flatMap((w) => [" ", w.startsWith("--") ? make("span", {}, w) : w]).slice(1);
       cell.replaceChildren(make("code", {}, ...words), button);
       button.addEventListener("click", async () => {
