@@ -147,7 +147,7 @@ def test_extrapolation_answers_by_its_criterion(records, words, monkeypatch):
 
 
 @pytest.mark.parametrize("before, after, words", [
-    (runs(2048, 8192), runs(2048, 8192, training=1024, none=0.6, ssc=0.9), r"\*\*Both\.\*\*.* from 0.33 .* to 0.63 .* at 8,192 tokens.*\+0.30 .* over no caching"),
+    (runs(2048, 8192), runs(2048, 8192, training=1024, none=0.6, ssc=0.9), r"\*\*Both\.\*\*.* from 0.33 .* to 0.63 .* at 8,192 tokens.*\+0.300 .* over no caching"),
     (runs(2048, 8192), runs(2048, 8192, training=1024, none=0.9, ssc=0.9), r"\*\*Length of training\.\*\*"),
     (runs(2048, 8192), runs(2048, 8192, training=1024, ssc=0.9), r"\*\*Memory\.\*\*"),
     (runs(2048, 8192), runs(2048, 8192, training=1024), r"\*\*Neither is shown\.\*\*"),

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['apart', 'QUESTIONS', 'Question', 'both', 'after', 'sharper']
 
-# %% ../../nbs/evidence/open_questions.ipynb #9eb1af45
+# %% ../../nbs/evidence/open_questions.ipynb #b35811d4
 from dataclasses import dataclass
 from pathlib import Path
 
 from .claims import claim, gaps
-from .ledger import Found, Missing, Source, change, each, paired, proved, ratio, scatter, unmeasured, untestable
+from .ledger import Found, Missing, Source, change, each, paired, proved, ratio, scatter, untestable
 
 
 @dataclass(frozen=True)
