@@ -8,10 +8,11 @@ from statistics import median, stdev
 import pytest
 import yaml
 
-from mc.evidence import claims, ledger
+from mc.evidence import claims, ledger_runs
 from mc.evidence.claims import CLAIMS, claim, sentence
-from mc.evidence.ledger import (VERDICTS, Claim, Found, all_of, change, contradicted, cost, each, growth, paired, proved, ratio, text,
-                                unmeasured, untestable, verdict)
+from mc.evidence.ledger import VERDICTS, Claim, Found, contradicted, proved, unmeasured, untestable, verdict
+from mc.evidence.ledger_runs import all_of, change, each, paired, text
+from mc.evidence.ledger_times import cost, growth, ratio
 from mc.evidence.questions import QUESTIONS, Question
 from mc.evidence.scores import gap, measured
 from mc.storage import load_json, save_json
@@ -143,7 +144,7 @@ def test_the_makefile_measures_in_the_order_of_the_records():
     pairs = {(f"results/{s['start'].split('/')[0]}/cpu", folder) for folder, some in settings.items() for s in some if s.get("start")}
     apart = [(other, folder) for other, folder in pairs if other != folder]
     assert len(apart) >= 4 and all(order.index(other) < order.index(folder) for other, folder in apart), apart
-    assert {*apart} == {(other, folder) for folder in {f for _, f in pairs} for other in ledger.starts(ROOT, folder)}
+    assert {*apart} == {(other, folder) for folder in {f for _, f in pairs} for other in ledger_runs.starts(ROOT, folder)}
 
 
 @pytest.mark.parametrize("source", [
@@ -229,7 +230,7 @@ def test_costs_are_those_of_the_longest_text(tmp_path):
 def test_text_says_something_only_where_attention_gains(monkeypatch, tmp_path, attention, grm, said):
     gains = {v: g for v, g in dict(none=0.0, grm=grm, attention=attention).items() if g is not None}
     runs = [dict(variant=v, seed=s, scores=[dict(length=256, bits_per_byte=2.0 - g + s / 10 - (s - 1) * 0.001 * (v == "grm"))]) for v, g in gains.items() for s in range(3)]
-    monkeypatch.setattr(ledger, "text_records", lambda folder: {100: [], 200: runs} if folder == tmp_path / "results/language/cpu" else {})
+    monkeypatch.setattr(ledger_runs, "text_records", lambda folder: {100: [], 200: runs} if folder == tmp_path / "results/language/cpu" else {})
     for r in runs:
         save_json(tmp_path / f"results/language/cpu/steps-200/{r['variant']}-seed{r['seed']}.json", {})
     found = Claim("text", "", "", "", "", text("grm"), "").found(tmp_path)
@@ -245,7 +246,7 @@ def test_text_says_something_only_where_attention_gains(monkeypatch, tmp_path, a
     ("needles-ssc-random-as-k8", "SSC (random router, trained with k = 4, read with k = 8)"), ("needles-grm-blocks4", "GRM (4 pools a segment)"),
     ("mqar-grm-detach", "GRM (no gradient through the cache)"), ("swla-ssc", "SWLA (SSC)"), ("dla-grm-64", "DLA (GRM, C = 64)"), ("grm-128", "GRM (C = 128)")])
 def test_variants_have_names_for_readers(variant, said):
-    assert ledger.label(variant) == said
+    assert ledger_runs.label(variant) == said
 
 
 def listed_variants():
@@ -267,7 +268,7 @@ def listed_variants():
 def test_no_label_is_a_raw_name():
     variants = listed_variants()
     assert len(variants) > 150 and {"ssc", "dla-grm", "mqar-grm-sum", "needles-ssc-as-k8", "short-signed-16"} <= {*variants}
-    raw = {v: ledger.label(v) for v in variants if v not in ("none", "x")}
+    raw = {v: ledger_runs.label(v) for v in variants if v not in ("none", "x")}
     known = ("router", "trained", "weights", "gradient", "pools", "scores", "sum", "keys", "caching", "checkpoint", "residual", "attention", "oracle")
     for variant, said in raw.items():
         assert not re.search(r"[a-zA-Z]+\d|_|\w-\w|\b(needles|mqar|short|long|own|as-k|detach|signed|shared|fading(?! weights)|uniform|position|none|wide|swla|grm|ssc|dla|titans|soup|fenwick)\b",
@@ -280,7 +281,7 @@ def test_no_label_is_a_raw_name():
 def test_what_the_labels_say_of_training_is_what_the_records_say():
     trained = {word: load_json(ROOT / f"results/{name}/cpu/none-seed0.json")["settings"]["task"]["length"]
                for word, name in (("short", "extrapolation"), ("long", "length_of_training"))}
-    assert {w: ledger.word(w) for w in trained} == {w: f"trained at {n:,}" for w, n in trained.items()}
+    assert {w: ledger_runs.word(w) for w in trained} == {w: f"trained at {n:,}" for w, n in trained.items()}
     assert load_json(ROOT / "results/gates/cpu/needles-ssc-seed0.json")["settings"]["model"]["mixer"]["top_k"] == 4
 
 
@@ -383,15 +384,15 @@ def test_an_answer_follows_the_first_comparison(made):
 
 
 def test_how_far_seeds_scatter(made):
-    found = ledger.scatter(("made", "nowhere", "other"))(made)
+    found = ledger_runs.scatter(("made", "nowhere", "other"))(made)
     sd = {v: stdev([100 * next(s["right"] for s in r["scores"] if s["task"]["length"] == 512) for r in measured(made / "results/made/cpu") if r["variant"] == v]) for v in "abce"}
     all_ = sorted([*sd.values(), 0.0, 0.0, 0.0])
     assert f"made {median(all_):.1f} (0.0 to {max(all_):.1f}); other " in found.gap and found.runs == "2 to 3 seeds"
     assert found.said == "measured" and all((made / r).exists() for r in found.records) and found.command.count("mc bench") == 2
     assert f"(0.0 to {max(all_):.1f})" in found.ours and not found.ours.endswith(".")
-    asked = Question("", "", "", (ledger.scatter(("made",)),))
+    asked = Question("", "", "", (ledger_runs.scatter(("made",)),))
     assert asked.answer(asked.evidence_in(made)).endswith(f"(0.0 to {max(all_):.1f}).")
-    nothing = Claim("", "", "", "", "", ledger.scatter(("nowhere",)), "").found(made)
+    nothing = Claim("", "", "", "", "", ledger_runs.scatter(("nowhere",)), "").found(made)
     assert nothing.said == "not measured yet"
 
 
