@@ -9,11 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mc.commands.base import main
+from mc.evidence.record_files import KINDS, read_all
 from mc.evidence.runs import Run, measure
 from mc.evidence.schema import Training
 from mc.evidence.typed import check_typed, typed
 from mc.evidence.variants import model_of
-from mc.evidence.verify import KINDS, read_all, verify
+from mc.evidence.verify import verify
 from mc.storage import load_json, save_json
 from mc.tasks.needles import Needles
 
