@@ -14,9 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from mc.commands.base import main
+from mc.evidence.record_schema import Measured
 from mc.evidence.records import interval, provenance, read_record, read_records
 from mc.evidence.runs import Run
-from mc.evidence.schema import Measured
 from mc.nn.model import LanguageModel
 from mc.storage import load_json, load_tensors, save_json
 from mc.tasks.mqar import Batch, correct, fingerprint

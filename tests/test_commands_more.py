@@ -245,7 +245,8 @@ def test_folders_of_a_profile_are_those_where_one_stands_when_there_is_no_checko
 
 
 def test_a_class_of_records_refuses_nonsense_in_one_line():
-    from mc.evidence.schema import Training, checked
+    from mc.evidence.record_schema import Training
+    from mc.evidence.schema import checked
 
     sound = {"steps": 4, "batch": 2, "learning_rate": 0.01}
     assert Training(**sound) == checked(Training, sound, "it")

@@ -4,7 +4,8 @@ import torch
 import yaml
 from pathlib import Path
 
-from mc.evidence.schema import SpeedRecord, checked
+from mc.evidence.record_schema import SpeedRecord
+from mc.evidence.schema import checked
 from mc.evidence.speed.models import PHASES, QUANTITIES, by_tokens, cost, cost_figure, filled, model_and_tokens, ratio_to
 from mc.evidence.speed.peaks import CALLS, Peaks, peak_table
 from mc.evidence.speed.ratios import median_interval

@@ -13,9 +13,9 @@ from mc.evidence import records
 from mc.evidence import runs as bench
 from mc.evidence.experiments import Experiment, best_rate
 from mc.evidence.readings import ROUTERS
+from mc.evidence.record_schema import Measured, Training
 from mc.evidence.records import read_records
 from mc.evidence.runs import Run, lost, measure, remade, weights_beside
-from mc.evidence.schema import Measured, Training
 from mc.evidence.variants import Sizes, model_of
 from mc.storage import load_json, save_json
 from mc.tasks.mqar import MQAR

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import mc.evidence.speed.floors
-from mc.evidence.schema import SpeedRecord, checked
+from mc.evidence.record_schema import SpeedRecord
+from mc.evidence.schema import checked
 from mc.evidence.speed.devices import CONTENDERS, DTYPES, OnDevice, device_items, device_table, ran_on_a_gpu
 from mc.evidence.speed.floors import FLOOR, Floors, floor_figure, floor_table, floors, goals, operations, over_floor, parts, reasons, side_by_side
 from mc.evidence.speed.machine import Rates, kind, kinds, machine, product, slug

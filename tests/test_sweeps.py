@@ -19,8 +19,8 @@ from mc.evidence import runs as bench
 from mc.evidence import sweeps
 from mc.evidence.dry_runs import dry, dry_table
 from mc.evidence.experiments import Experiment
+from mc.evidence.record_schema import Training
 from mc.evidence.runs import measure
-from mc.evidence.schema import Training
 from mc.evidence.sweeps import Here, Step, carry_out, local, measure_all, search_all
 from mc.evidence.variants import VARIANTS, Sizes
 from mc.storage import load_json, save_json

@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from mc import figures
+from mc.evidence.record_schema import TextRecord
 from mc.evidence.records import read_record
-from mc.evidence.schema import TextRecord, checked
+from mc.evidence.schema import checked
 from mc.evidence.text_report import along, fewer, gate_figure, kind_figure, place_figure
 from mc.evidence.text_runs import TextExperiment, compare, gains, least_bits, measure_text, passes, text_records
 from mc.evidence.variants import Sizes, model_of
