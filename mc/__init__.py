@@ -8,7 +8,7 @@ __all__ = ['explore', 'AttentionCache', 'AttentionConfig', 'DiskCache', 'DLABack
            'MemoryCachingLayer', 'ModelCache', 'SegmentCache', 'SWLABackend', 'SWLAMemory', 'TitansBackend',
            'TitansMemory', 'memory_caching', 'route']
 
-# %% ../nbs/workshop/package.ipynb #e2a9ec41
+# %% ../nbs/workshop/package.ipynb #7f2eb787
 import importlib
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # for editors; a program gets each name when it asks for it
     from mc.cache import SegmentCache
     from mc.disk_cache import DiskCache
     from mc.functional import memory_caching
-    from mc.nn.layer import MCConfig, MemoryCachingLayer
+    from mc.nn.layer import MemoryCachingLayer
+    from mc.nn.layer_config import MCConfig
     from mc.memory.dla import DLAMemory
     from mc.memory.gated_delta import GatedDeltaMemory
     from mc.memory.linear import LinearMemory
@@ -29,8 +30,9 @@ if TYPE_CHECKING:  # for editors; a program gets each name when it asks for it
     from mc.memory.titans import TitansMemory
     from mc.nn.attention import AttentionConfig
     from mc.nn.attention_cache import AttentionCache
-    from mc.nn.model import LanguageModel, LMConfig
+    from mc.nn.model import LanguageModel
     from mc.nn.model_cache import ModelCache
+    from mc.nn.model_config import LMConfig
     from mc.routes import route
 
 _homes = ("cache", "functional", "nn.attention", "nn.backends", "nn.layer", "nn.model")

@@ -112,7 +112,7 @@ def compare(
 
     print(pd.DataFrame([compared(row) for row in rows]).fillna("").to_string(index=False))
 
-# %% ../../nbs/workshop/command_results.ipynb #604bfdb9
+# %% ../../nbs/workshop/command_results.ipynb #8bba8336
 def spent(record: dict) -> float:
     "Processor seconds of a record: training, and tests by the clock of one process."
     training = record.get("train_cpu_seconds") or record.get("cpu_seconds") or 0.0
@@ -156,7 +156,7 @@ def row(experiment: str, variant: str, runs: list[dict]) -> dict:
 
 def report_of(folder: str | Path) -> dict:
     "The rows of all runs under `folder`, the processor hours of all its records, and how many are not sound."
-    from mc.evidence.verify import read_all
+    from mc.evidence.record_files import read_all
 
     if not Path(folder).is_dir():
         raise ValueError(f"folder must be a folder of records; got {str(folder)!r}")

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['run_of', 'again', 'main']
 
-# %% ../../nbs/workshop/again.ipynb #1434f9a5
+# %% ../../nbs/workshop/again.ipynb #f1a49a1f
 import sys
 import tempfile
 from pathlib import Path
 
+from .record_schema import Measured, Training
 from .records import read_record
 from .runs import TASKS, Run, measure
-from .schema import Measured, Training
 from ..nn.model import LMConfig
 
 

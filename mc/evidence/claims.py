@@ -8,10 +8,12 @@ __all__ = ['FIGURE', 'NONE', 'WAYS', 'LONG', 'LONGER', 'dla', 'short', 'long', '
            'ablated', 'gaps', 'to_attention', 'cells_of', 'over_titans', 'parts_of_table_5', 'gated', 'claim',
            'sentence', 'headlines']
 
-# %% ../../nbs/start/what_holds.ipynb #0392b13b
+# %% ../../nbs/start/what_holds.ipynb #14ccc8e2
 from pathlib import Path
 
-from .ledger import VERDICTS, Claim, all_of, cell, change, contradicted, cost, each, growth, paired, proved, ratio, text, unmeasured, untestable
+from .ledger import VERDICTS, Claim, cell, contradicted, proved, unmeasured, untestable
+from .ledger_runs import all_of, change, each, paired, text
+from .ledger_times import cost, growth, ratio
 from ..paper import gain, gains, numbers, spread, summary
 
 FIGURE, NONE = "in a figure, no number", "no number"

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SEARCH_SEED', 'SEARCH_TEST_SEED', 'Experiment', 'best_rate']
 
-# %% ../../nbs/workshop/experiments.ipynb #36ec5ea0
+# %% ../../nbs/workshop/experiments.ipynb #58a9312e
 from dataclasses import dataclass, replace
 
 from ..checks.values import check_kind, settle
+from .record_schema import Training
 from .runs import TASKS, TEST_SEED, Run, check_tasks
-from .schema import Count, Rate, Sample, Training, argument, several
+from .schema import Count, Rate, Sample, argument, several
 from .variants import Sizes, model_of
 
 # %% ../../nbs/workshop/experiments.ipynb #5d7637c6

@@ -6,7 +6,7 @@
 __all__ = ['STATUS', 'resident', 'from_now', 'LongPoint', 'Cost', 'LongRecord', 'made', 'lengths_of', 'clocked', 'renamed',
            'stream', 'compare', 'timed', 'measured', 'table_of', 'costs_table', 'told', 'bytes_figure']
 
-# %% ../../nbs/workshop/longer_runs.ipynb #4776f1d3
+# %% ../../nbs/workshop/longer_runs.ipynb #4180d4b6
 import json
 import subprocess
 import sys
@@ -18,7 +18,8 @@ from time import perf_counter, process_time
 
 from pydantic import Field
 
-from .schema import Amount, Checked, Count, Name, Provenance, Whole
+from .record_schema import Provenance
+from .schema import Amount, Checked, Count, Name, Whole
 
 # %% ../../nbs/workshop/longer_runs.ipynb #feb59bf9
 STATUS = Path("/proc/self/status")

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['apart', 'QUESTIONS', 'Question', 'both', 'after', 'sharper']
 
-# %% ../../nbs/evidence/open_questions.ipynb #b35811d4
+# %% ../../nbs/evidence/open_questions.ipynb #5e094828
 from dataclasses import dataclass
 from pathlib import Path
 
 from .claims import claim, gaps
-from .ledger import Found, Missing, Source, change, each, paired, proved, ratio, scatter, untestable
+from .ledger import Found, Missing, Source, proved, untestable
+from .ledger_runs import change, each, paired, scatter
+from .ledger_times import ratio
 
 
 @dataclass(frozen=True)

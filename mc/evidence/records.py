@@ -51,9 +51,9 @@ def provenance(command: str) -> dict:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
-# %% ../../nbs/workshop/records.ipynb #483106e7
+# %% ../../nbs/workshop/records.ipynb #e22bf7b2
 def read_record(path: str | Path, kind: type[Checked]) -> dict:
-    """The record in the file `path`, which is a `kind` of `mc.evidence.schema`.
+    """The record in the file `path`, which is a `kind` of `mc.evidence.record_schema`.
 
     Raises `ValueError` that names the file for a record that is cut short, lacks
     something, holds something else, or holds a number that cannot be.

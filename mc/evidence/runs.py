@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'NAMES', 'TEST_SEED', 'SIGN_SEED', 'CALIBRATION', 'ROWS', 'C
            'checkpoint_beside', 'folder_of_records', 'lost', 'starting', 'trained', 'recorded', 'measure', 'kept',
            'remade', 'listed']
 
-# %% ../../nbs/workshop/runs.ipynb #502a98a5
+# %% ../../nbs/workshop/runs.ipynb #e7a3cce1
 import hashlib
 import json
 import re
@@ -21,8 +21,9 @@ import torch
 
 from ..checks.values import check_choice, check_kind, check_options, settle
 from .readings import ROUTERS, Note, find_signs, read, reader_of
+from .record_schema import Measured, Training
 from .records import provenance
-from .schema import Count, Measured, Name, Sample, Seed, Training, Whole, argument, checked
+from .schema import Count, Name, Sample, Seed, Whole, argument, checked
 from .variants import made
 from ..nn.model import LanguageModel, LMConfig
 from ..storage import load_json, load_tensors, save_json, sweep

@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['Whole', 'Count', 'Sample', 'Seed', 'Number', 'Amount', 'Rate', 'Share', 'Text', 'Name', 'Flag', 'Counts', 'Rates',
            'Seeds', 'Names', 'Integer', 'AnyNumber', 'List', 'Mapping', 'WORDS', 'whole', 'real', 'different',
-           'integers', 'finite', 'several', 'nearest', 'held', 'problem', 'checked', 'argument', 'Checked',
-           'Provenance', 'Ratio', 'Point', 'Times', 'Training', 'Routing', 'Score', 'MeasuredSettings', 'Measured',
-           'Bits', 'TextScore', 'TextSettings', 'TextRecord', 'SpeedRecord', 'TimesRecord']
+           'integers', 'finite', 'several', 'nearest', 'held', 'problem', 'checked', 'argument', 'Checked']
 
-# %% ../../nbs/workshop/schema.ipynb #369ef610
+# %% ../../nbs/workshop/schema.ipynb #8f663b1c
 import difflib
 import numbers
 import operator
@@ -23,7 +21,6 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 
 # %% ../../nbs/workshop/schema.ipynb #dffe1b0c
@@ -143,7 +140,7 @@ def argument(kind, value, name: str):
         words = TypeAdapter(kind).json_schema()["description"]
         raise ValueError(f"{name} must be {words}; got {value!r}") from None
 
-# %% ../../nbs/workshop/schema.ipynb #b317f325
+# %% ../../nbs/workshop/schema.ipynb #97c48ce2
 class Checked(BaseModel):
     "What may hold what it lists and nothing else; a `ValueError` in one sentence for anything else."
 
@@ -156,192 +153,3 @@ class Checked(BaseModel):
             raise ValueError(f"{type(self).__name__} {problem(error, type(self))}") from None
 
     __init__.__pydantic_base_init__ = True  # what is part of something else is checked with it
-
-
-class Provenance(Checked):
-    "What produced a number; comes last in a record."
-
-    command: Text
-    commit: Text
-    device: Text
-    torch: Text
-    python: Text
-    time: Text
-
-
-class Ratio(Checked):
-    "What one comparison found."
-
-    name: Name
-    title: Text
-    at: Text
-    value: Amount | None = Field(description="a finite number or null")
-    low: Amount | None = Field(description="a finite number or null")
-    high: Amount | None = Field(description="a finite number or null")
-    target: Rate | None = Field(description="a finite number above 0 or null")
-    at_most: Flag
-    reached: Flag | None = Field(description="true, false or null")
-    limit: Text | None = Field(description="text or null")
-    error: Text | None = Field(description="text or null")
-    cpu_seconds: dict[str, Amount] = Field({}, description="finite numbers by name")
-    rounds: dict[str, list[Amount]] = Field({}, description="lists of numbers by name")
-    bytes: dict[str, dict[str, Whole]] = Field({}, description="integers by name")
-    flops: dict[str, Count] = Field({}, description="integers of at least 1 by name")
-    amounts: dict[str, dict[str, Amount]] = Field({}, description="amounts by name")
-    failed: dict[str, Text] = Field({}, description="text by name")
-    machine: dict[str, Any] = Field({}, description="what a machine says of itself")
-    settings: dict[str, Any] = Field(description="settings by name")
-    seconds: Amount
-    load: Amount
-
-
-class Point(Checked):
-    "Time and bytes of one way to read."
-
-    way: Name
-    segment_size: Count | None = Field(description="an integer of at least 1 or null")
-    seconds: Amount
-    rounds: list[Amount] = Field(description="a list of finite numbers of at least 0")
-    bytes: Count
-
-
-class Times(Checked):
-    "What reading one length of text in several ways took."
-
-    points: list[Point] = Field(description="a list of times and bytes", min_length=1)
-    settings: dict[str, Any] = Field(description="settings by name")
-
-
-class Training(Checked):
-    "How a run trains: the full rate, and whether the task gets harder in steps."
-
-    steps: Count
-    batch: Count
-    learning_rate: Rate
-    curriculum: Flag = Field(True, description="true or false")
-
-
-class Routing(Checked):
-    "Where a model looked when it was asked: shares of questions; per layer and head, hits and even shares."
-
-    looked_at: Share
-    right_if_looked_at: Share | None = Field(description="a number from 0 to 1 or null")
-    right_if_not: Share | None = Field(description="a number from 0 to 1 or null")
-    hit: list[list[Share]] = Field(description="a list of shares per layer")
-    even_shares: list[list[Amount]] = Field(description="a list of amounts per layer")
-    signs: list[list[Integer]] | None = Field(None, description="a list of 1 and -1 per layer, or null")
-
-    @property
-    def right(self) -> float:
-        "The score that the parts make."
-        missed = (1 - self.looked_at) * (self.right_if_not or 0)
-        return self.looked_at * (self.right_if_looked_at or 0) + missed
-
-
-class Score(Checked):
-    "What a model answered to one test."
-
-    task: dict[str, Any] = Field(description="name and sizes of a task")
-    sequences: Sample
-    right: Share
-    sd_over_sequences: Amount
-    test_hash: Text
-    state_bytes: Count
-    seconds: Amount
-    routing: Routing | None = Field(None, description="where it looked, or nothing")
-
-    @model_validator(mode="after")
-    def of_its_parts(self):
-        "The parts make the score."
-        if self.routing and abs(self.routing.right - self.right) > 1e-4:
-            raise ValueError("has a score that its parts do not make")
-        return self
-
-
-class MeasuredSettings(Checked):
-    "What decides a record."
-
-    task: dict[str, Any] = Field(description="name and sizes of a task")
-    model: dict[str, Any] = Field(description="the configuration of a model")
-    training: Training | None = Field(description="steps, batch, learning_rate and curriculum, or null")
-    tests: list[dict[str, Any]] = Field(description="a list of tasks")
-    sequences: Sample
-    test_tokens: Count
-    start: Text | None = Field(description="benchmark and name of a run, or null")
-    router: Name
-    test_seed: Whole
-
-
-class Measured(Provenance):
-    "The record of one run."
-
-    variant: Name
-    seed: Seed
-    settings: MeasuredSettings = Field(description="the settings of a run")
-    parameters: Count
-    start_sha256: Text | None = Field(description="the hash of a file of weights, or null")
-    scores: list[Score] = Field(description="a list of scores", min_length=1)
-    train_seconds: Amount | None = Field(None, description="a number or null")
-    train_cpu_seconds: Amount | None = Field(None, description="a number or null")
-    resumed_at: Whole = Field(0, description="an integer of at least 0")
-    loss_every_20: list[Number] = Field([], description="a list of finite numbers")
-
-
-class Bits(Checked):
-    "Bits per byte of some tokens, and how many bytes these are."
-
-    bytes: Count
-    bits_per_byte: Amount
-
-
-class TextScore(Bits):
-    "What a model made of a text in rows of `length` tokens: the whole and its parts."
-
-    length: Count
-    rows: Sample
-    sd_over_rows: Amount
-    by_place: list[Bits] = Field(description="a list of bits per byte", min_length=1)
-    by_kind: dict[str, Bits] = Field(description="bits per byte by name")
-    state_bytes: Count
-    seconds: Amount
-
-    @model_validator(mode="after")
-    def of_its_parts(self):
-        "The parts make the whole."
-        for parts in (self.by_place, list(self.by_kind.values())):
-            made = sum(p.bytes * p.bits_per_byte for p in parts) / self.bytes
-            if sum(p.bytes for p in parts) != self.bytes or abs(made - self.bits_per_byte) > 1e-3:
-                raise ValueError("has a score that its parts do not make")
-        return self
-
-
-class TextSettings(Checked):
-    "What decides the record of a model of text."
-
-    task: dict[str, Any] = Field(description="what a text task is made from")
-    model: dict[str, Any] = Field(description="the configuration of a model")
-    training: Training = Field(description="steps, batch, learning_rate and curriculum")
-    split: Name
-    lengths: Counts
-
-
-class TextRecord(Provenance):
-    "The record of one model of text."
-
-    variant: Name
-    seed: Seed
-    settings: TextSettings = Field(description="the settings of a run")
-    parameters: Count
-    scores: list[TextScore] = Field(description="a list of scores", min_length=1)
-    train_seconds: Amount
-    train_cpu_seconds: Amount
-    resumed_at: Whole = Field(0, description="an integer of at least 0")
-    loss_every_20: list[Number] = Field(description="a list of finite numbers")
-
-
-class SpeedRecord(Provenance, Ratio):
-    "The record of one comparison."
-
-
-class TimesRecord(Provenance, Times):
-    "The record of one length of text."

@@ -6,13 +6,13 @@
 __all__ = ['Estimate', 'ordered', 'measured', 'variants', 'sized', 'score_of', 'right', 'state_bytes', 'routing', 'looked_at',
            'right_if_looked_at', 'by_seed', 'estimate', 'gap', 'splits', 'trials']
 
-# %% ../../nbs/workshop/scores.ipynb #1432272c
+# %% ../../nbs/workshop/scores.ipynb #e0744069
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import figures
+from .record_schema import Measured
 from .records import interval, read_records
-from .schema import Measured
 
 # %% ../../nbs/workshop/scores.ipynb #e30faf51
 @dataclass(frozen=True)

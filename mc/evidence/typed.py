@@ -6,11 +6,11 @@
 __all__ = ['FOLDERS', 'LIST', 'FENCE', 'READ', 'NUMBER', 'HIDDEN', 'DECIMAL', 'without_code', 'prose', 'typed', 'origins',
            'check_typed']
 
-# %% ../../nbs/workshop/typed_numbers.ipynb #a4854c20
+# %% ../../nbs/workshop/typed_numbers.ipynb #671dce43
 import re
 from pathlib import Path
 
-from .verify import Fault
+from .record_files import Fault
 
 FOLDERS = ("start", "see", "memories", "inside", "evidence", "use", "bench")
 LIST = "typed_numbers.yaml"

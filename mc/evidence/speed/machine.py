@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXTENSIONS', 'WIDEST', 'flags', 'machine', 'kind', 'slug', 'place', 'kinds', 'product', 'moving', 'Rates']
 
-# %% ../../../nbs/workshop/machine.ipynb #6680b8c9
+# %% ../../../nbs/workshop/machine.ipynb #2a78b46d
 import os
 import re
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from statistics import median
 
 import torch
 
+from ..record_schema import SpeedRecord
 from ..records import processor, read_records
-from ..schema import SpeedRecord
 from .ratios import digits, interleaved, median_interval, ratios
 
 # %% ../../../nbs/workshop/machine.ipynb #6156cd0f

@@ -6,7 +6,7 @@
 __all__ = ['Item', 'OURS', 'TOKEN', 'measure', 'measure_all', 'read_speed', 'number', 'overview', 'remarks', 'against_targets',
            'with_others', 'against_others', 'label', 'token_times', 'per_token']
 
-# %% ../../../nbs/workshop/speed_records.ipynb #9b0b93ec
+# %% ../../../nbs/workshop/speed_records.ipynb #3650230b
 import json
 import os
 import time
@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..record_schema import SpeedRecord
 from ..records import provenance, read_records
-from ..schema import SpeedRecord, checked
+from ..schema import checked
 from .floors import Floors
 from .kept import Kept
 from .machine import Rates, kind, machine, place
