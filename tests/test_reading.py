@@ -123,7 +123,7 @@ def test_folds_work_without_scripts_and_on_paper(context, site):
 
 
 def test_a_workshop_page_shows_its_code(page, site):
-    visit(page, site, "nbs/workshop/parallel")
+    visit(page, site, "nbs/workshop/parallel_writes")
     assert page.locator(".mc-export .cell_input:visible").count() > 3
     assert page.locator("article details.mc-fold").count() == 0
 
