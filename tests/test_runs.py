@@ -292,3 +292,15 @@ def test_a_file_in_the_place_of_the_record_survives_a_failing_run(tmp_path):
         measure(TINY.run("grm", 0, 1e20), tmp_path / "a/b", "a test")
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.part"))
     assert load_json(save_json(tmp_path / "x.json", {"a": 1})) == {"a": 1}
+
+
+def test_the_earlier_name_of_a_run_makes_the_same_run():
+    from mc.bench import MQARRun, measure_all as many
+    from mc.evidence.sweeps import measure_all
+
+    task = MQAR(32, 48, 12)
+    run = MQARRun("ssc", 3, 32, 48, 12, 8, steps=7, batch=4, learning_rate=0.01, test=16)
+    training = Training(steps=7, batch=4, learning_rate=0.01, curriculum=True)
+    assert run == Run("ssc", 3, task, model_of("ssc", 32, Sizes(segment_size=8)), training, task.tests, 16) and many is measure_all
+    with pytest.raises(ValueError, match="variant must be one of"):
+        MQARRun("grn", 0)
