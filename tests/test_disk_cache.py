@@ -16,7 +16,7 @@ import torch
 
 import mc
 from mc.disk_cache import DiskCache, create_caches, open_caches
-from mc.disk_store import Shard
+from mc.disk_shard import Shard
 
 BACKENDS = ("linear", "swla", "gated_delta", "dla", "titans")
 WAYS = ("residual", "grm", "soup", "ssc", "top_p")
