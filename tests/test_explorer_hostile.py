@@ -15,7 +15,8 @@ from mc.explorers.base import Explorer, pack, picture, sequence
 from mc.explorers.by_hand import ByHandExplorer, ask, by_hand, draws
 from mc.explorers.dial import Dial, dial_data, still_of
 from mc.explorers.live import live, parse, questions, rewired
-from mc.explorers.routing import explore, gates_of
+from mc.explorers.routing import explore
+from mc.explorers.routing_data import gates_of
 from mc.explorers.states import explore_states, hear
 from mc.explorers.time import closeness, play, reread, sizes
 from mc.tasks.mqar import IGNORE, MQAR

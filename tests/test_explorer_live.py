@@ -148,7 +148,7 @@ def test_sequences_of_the_page_follow_the_rules_of_the_task(bare, task, length, 
 @pytest.mark.parametrize("tokens", [[7, 200, 9, 201, 7, 202, 9, 7], [3, 129, 3, 130, 3, 3], [1, 2, 3], [200, 7, 7]])
 def test_questions_and_roles_in_the_page_are_those_of_python(bare, tokens):
     from mc.explorers.base import roles
-    from mc.explorers.routing import roles_in
+    from mc.explorers.routing_data import roles_in
 
     batch = questions(torch.tensor([tokens]), 256)
     sources = bare.evaluate("tokens => lib.sourcesOf(tokens, 256)", tokens)

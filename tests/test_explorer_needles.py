@@ -7,7 +7,8 @@ import torch
 
 from mc.evidence.readings import ask, places, reader_of
 from mc.evidence.variants import made, model_of
-from mc.explorers.needles import SHOWN, explore_needles, needles, unpack_shares
+from mc.explorers.needles import explore_needles, needles
+from mc.explorers.needles_data import SHOWN, unpack_shares
 from mc.tasks.needles import Needles
 
 VARIANTS = ("none", "attention", "grm", "ssc", "fenwick")

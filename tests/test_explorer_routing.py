@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from conftest import opened
-from mc.explorers.routing import explore, gates_of
+from mc.explorers.routing import explore
+from mc.explorers.routing_data import gates_of
 from mc.nn.layer import MCConfig
 
 from mc.nn.model import LanguageModel, LMConfig

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mc.explorers.base import parts
 from mc.explorers.live import live, rewired, shipped
 from mc.explorers.live_text import LONGEST, PASSAGES, live_text, merges_of
-from mc.explorers.routing import explore, routing_data
+from mc.explorers.routing import explore
+from mc.explorers.routing_data import routing_data
 from mc.explorers.text import piece_of
 from mc.nn.layer import MCConfig
 from mc.nn.model import LanguageModel, LMConfig

@@ -350,7 +350,7 @@ def test_training_through_caches_is_training_on_the_whole():
 
 
 def test_the_explorer_shows_the_memory_caching_layers_of_a_hybrid():
-    from mc.explorers.routing import gates_of, routing_data
+    from mc.explorers.routing_data import gates_of, routing_data
 
     model, tokens = model_of([FULL, GRM, WINDOW, GRM], torch.float32), torch.randint(11, (30,), generator=torch.Generator().manual_seed(0))
     (variant,) = routing_data(model, tokens, "a hybrid")["variants"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from mc import scores
-from mc.scores import METRICS, bits_per_byte, interval, perplexity
+from mc.evidence import bootstrap
+from mc.evidence.bootstrap import interval
+from mc.scores import METRICS, bits_per_byte, perplexity
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_scores.json").read_text())
 NAMES = sorted({pair[0] for pair in OFFICIAL["pairs"]})
@@ -84,7 +86,7 @@ def test_interval_is_the_bootstraps():
 def test_interval_does_not_depend_on_the_batches_it_is_drawn_in(monkeypatch):
     values = [i / 7 for i in range(30)]
     whole = interval(values)
-    monkeypatch.setattr(scores, "AT_ONCE", 3000)
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 3000)
     assert interval(values) == whole
 
 
