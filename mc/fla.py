@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'KERNELS', 'OFF', 'options_of', 'Rows', 'lent', 'taken_back', 'MemoryCaching']
 
-# %% ../nbs/workshop/fla_door.ipynb #59e5bf5d
+# %% ../nbs/workshop/fla_door.ipynb #a8836c81
 import difflib
 import warnings
 from dataclasses import dataclass, fields
@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from .cache import SegmentCache, growing_of
-from .cache_rows import cut_of, settled
+from .cache import SegmentCache
+from .cache_rows import cut_of, growing_of, settled
 from .checks.values import check_flag, check_input, check_size, dense, refusal, said
 from .nn.layer import MCConfig, MemoryCachingLayer
 from .segments.packing import Packing

@@ -7,11 +7,11 @@ __all__ = ['ARGUMENTS', 'check_lengths', 'check_tokens', 'check_memory', 'check_
            'read_coefficients', 'check_counts', 'check_row', 'growing_most', 'check_part', 'check_cache',
            'check_inputs']
 
-# %% ../../nbs/workshop/combinations.ipynb #fd6091f6
+# %% ../../nbs/workshop/combinations.ipynb #63edd742
 from torch import Tensor
 
-from ..cache import SegmentCache, growing_of
-from ..cache_rows import regular
+from ..cache import SegmentCache
+from ..cache_rows import growing_of, regular
 from mc.checks.values import (
     FLOATS,
     LARGEST_NUMBER,

@@ -85,7 +85,7 @@ def show_tasks(asked: bool) -> None:
         print(f"{name:<12} {', '.join(options)}")
     raise typer.Exit()
 
-# %% ../../nbs/workshop/command_evaluate.ipynb #1492fc69
+# %% ../../nbs/workshop/command_evaluate.ipynb #627cff2e
 def answerer_of(model: str, tokenizer: str | None, device: str):
     "The saved model `model` with its tokenizer, ready to answer."
     import hashlib
@@ -157,7 +157,7 @@ def evaluate(
     more = parsed(list(set_))
     if both := [name for name in more if options.get(name)]:
         raise ValueError(f"--set {both[0]}=… and --{both[0].replace('_', '-')} are the same; give one")
-    from mc.scores import interval
+    from mc.evidence.bootstrap import interval
 
     interval([0, 1])  # says what to install before anything is asked
     made = made_tasks(list(tasks), options | more)

@@ -6,13 +6,14 @@
 __all__ = ['short', 'check_hashes', 'check_manifest', 'check_scores', 'check_means', 'verify_bundle', 'read_bundle', 'pairs_of',
            'compare']
 
-# %% ../../nbs/workshop/bundle_checks.ipynb #444c86f4
+# %% ../../nbs/workshop/bundle_checks.ipynb #eaa17d3e
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from .bundles import CONTENT, FILES, SUMS, as_csv, is_bundle, read_lines, report, summary, sums, weighted
+from .bootstrap import weighted
+from .bundles import CONTENT, FILES, SUMS, as_csv, is_bundle, read_lines, report, summary, sums
 from .record_files import Fault
 from ..storage import load_json
 

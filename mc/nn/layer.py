@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MemoryCachingLayer', 'back']
 
-# %% ../../nbs/workshop/layer.ipynb #b3030595
+# %% ../../nbs/workshop/layer.ipynb #fde1e52d
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backends import BACKENDS
-from ..cache import SegmentCache, extend_rows, vouch
+from ..cache import SegmentCache, vouch
+from ..cache_growth import extend_rows
 from ..cache_rows import last_inputs, row_edges
 from ..checks.calls import check_cache, check_inputs, check_made
 from mc.checks.values import (

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['MIXERS', 'Block', 'Embedding', 'goes_on', 'last_places', 'LanguageModel']
 
-# %% ../../nbs/workshop/model.ipynb #f37b89dc
+# %% ../../nbs/workshop/model.ipynb #affeb075
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks.values import FLOATS, check_flag, check_kind, check_result, dense
+from ..checks.values import check_flag, check_kind, check_result, dense
 from mc.forms.pieces import (
     columns,
     in_pieces,
@@ -25,10 +25,10 @@ from .generation import generate
 from .layer import MCConfig, MemoryCachingLayer
 from .model_cache import ModelCache
 from .model_config import LMConfig
+from .model_files import load, save
 from .parts import RMSNorm
 from ..segments.packing import Packing, check_cut, packing
 from ..torch_tools import checked, look, stored
-from ..storage import check_fit, load_tensors, plain_names, save_tensors
 from ..trace import Trace
 
 # %% ../../nbs/workshop/model.ipynb #09ac1d27
@@ -62,7 +62,7 @@ class Block(nn.Module):
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * value), cache
 
-# %% ../../nbs/workshop/model.ipynb #8482c1ad
+# %% ../../nbs/workshop/model.ipynb #175e31da
 class Embedding(nn.Embedding):
     "Tokens (B, T) to vectors (B, T, d_model), and such vectors to a logit for every token."
 
@@ -248,39 +248,4 @@ class LanguageModel(nn.Module):
         return self.embedding(tokens)
 
     generate = generate  # tokens as they come
-
-    def save(self, path) -> None:
-        "Write configuration and weights to one safetensors file."
-        weights = plain_names(self.state_dict())
-        save_tensors(path, weights, {"model": self.config.to_dict()})
-
-    @classmethod
-    def load(cls, path) -> "LanguageModel":
-        """Read a model that `save` wrote, onto the CPU.
-
-        Raises `ValueError` that names the file for any other file, for options that this
-        version does not know, and for weights that do not fit them or hold NaN.
-        """
-        weights, about = load_tensors(path)
-        weights = plain_names(weights)
-        if not {"model"} <= about.keys() <= {"model", "tokenizer"}:
-            raise ValueError(
-                f"{path} is not a saved model: its header holds {sorted(about)}"
-            )
-        try:
-            config = LMConfig.from_dict(about["model"])
-            dtype = next((w.dtype for w in weights.values()), None)
-            if dtype not in FLOATS:
-                raise ValueError(f"its weights must be of a floating type; got {dtype}")
-            if config.num_layers > len(weights):
-                raise ValueError(f"{config.num_layers} layers of {len(weights)} weights")
-            with torch.device("meta"):  # shapes, and no memory
-                model = cls(config).to(dtype)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} describes no model that this version knows "
-                f"({type(error).__name__}: {error})"
-            ) from None
-        check_fit(path, weights, model.state_dict())
-        model.load_state_dict(weights, assign=True)
-        return model.eval()
+    save, load = save, classmethod(load)  # one file

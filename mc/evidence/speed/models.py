@@ -6,7 +6,7 @@
 __all__ = ['VOCABULARY', 'PHASES', 'QUANTITIES', 'model_and_tokens', 'training', 'prefill', 'longer', 'filled', 'decode', 'cost',
            'phase_of', 'by_tokens', 'ratio_to', 'short', 'cost_figure']
 
-# %% ../../../nbs/workshop/cost_models.ipynb #907b0cf4
+# %% ../../../nbs/workshop/cost_models.ipynb #9b4fbef3
 from collections.abc import Callable
 
 import torch
@@ -20,7 +20,8 @@ from .generating import steps_of
 from .ratios import Comparison, digits, median_interval, ratios
 from .variants import KINDS, PIECE, Variant, again
 from ..variants import VARIANTS, Sizes, made, model_of
-from ...nn.attention_cache import AttentionCache, roomy
+from ...nn.attention_cache import AttentionCache
+from ...nn.attention_room import roomy
 from ...nn.model import LanguageModel
 from ...nn.model_cache import ModelCache
 

@@ -7,7 +7,7 @@ __all__ = ['PIECE', 'KINDS', 'Variant', 'both_passes', 'memory_caching_layer', '
            'multiply_adds', 'torch_mm', 'Around', 'around_layer', 'again', 'stepping', 'attention_and_cache',
            'attention_in_place', 'attention_stepping']
 
-# %% ../../../nbs/workshop/timed.ipynb #5ba0c910
+# %% ../../../nbs/workshop/timed.ipynb #0f36fef5
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from ...cache import SegmentCache
 from ...nn.layer import MCConfig, MemoryCachingLayer
 from ...nn.attention import Attention, AttentionConfig
-from ...nn.attention_cache import AttentionCache, roomy
+from ...nn.attention_cache import AttentionCache
+from ...nn.attention_room import roomy
 
 # %% ../../../nbs/workshop/timed.ipynb #66c2438f
 @dataclass(frozen=True)
