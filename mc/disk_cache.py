@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARD', 'DiskCache', 'check_about', 'begin', 'opened', 'create_caches', 'open_caches']
 
-# %% ../nbs/workshop/disk_cache.ipynb #ed92e66e
+# %% ../nbs/workshop/disk_cache.ipynb #db6bcc32
 import math
 from dataclasses import dataclass, field, replace
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from .cache import SegmentCache, map_state, vouch
 from .cache_files import part_of
 from .cache_growth import extend_rows
+from .cache_rewind import rewind
 from .checks.calls import check_made, check_memory
 from .checks.values import check_index, check_kind, check_size, refusal, said
 from .disk_leaf import Stored
 from .disk_store import Store, as_folder
-from .functional import about_of, rewind
+from .functional import about_of
 from .memory.linear import State
 from .storage import load_tensors, save_tensors
 

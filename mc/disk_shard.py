@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'NAMES', 'as_bytes', 'Shard']
 
-# %% ../nbs/workshop/disk_shard.ipynb #e8c6a350
+# %% ../nbs/workshop/disk_shard.ipynb #69a99932
 import errno
 import json
 import math
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .storage import write_atomic
+from .files import write_atomic
 
 # %% ../nbs/workshop/disk_shard.ipynb #18b1c8d8
 KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

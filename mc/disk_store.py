@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ABOUT', 'LOCK', 'CHECK', 'BUFFER', 'PICKED', 'Store', 'as_folder', 'locked']
 
-# %% ../nbs/workshop/disk_store.ipynb #366f5afc
+# %% ../nbs/workshop/disk_store.ipynb #8e1ff5cf
 import errno
 import math
 import os
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .checks.values import refusal
 from .disk_shard import KINDS, NAMES, Shard, as_bytes
-from .storage import load_json, save_json, sweep
+from .files import sweep
+from .storage import load_json, save_json
 
 try:
     import fcntl

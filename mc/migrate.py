@@ -6,7 +6,7 @@
 __all__ = ['OLD', 'UNUSED', 'SMALL', 'WEIGHTS', 'FAULTS', 'old_options', 'config_of', 'BiasMemory', 'OldDeep', 'layer_of',
            'SmallModel', 'read', 'load']
 
-# %% ../nbs/workshop/migrate.ipynb #76116d91
+# %% ../nbs/workshop/migrate.ipynb #53316fde
 import dataclasses
 import difflib
 import json
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from .checks.values import check_choice, check_kind, check_number, dense, said
+from .files import as_file
 from .memory.linear import LinearMemory, State
 from .nn.layer import MCConfig, MemoryCachingLayer
-from .storage import as_file
 
 # %% ../nbs/workshop/migrate.ipynb #b4e8379e
 OLD = {

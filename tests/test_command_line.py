@@ -200,7 +200,7 @@ def test_a_missing_package_is_named(name, module, here, monkeypatch):
 
 
 def test_a_full_disk_keeps_the_old_notebook(here, monkeypatch):
-    from mc import storage
+    from mc import files
     from mc.evidence import execution
 
     def full(*_):
@@ -208,7 +208,7 @@ def test_a_full_disk_keeps_the_old_notebook(here, monkeypatch):
 
     put(here / "out/probe/smoke.ipynb", "the old one")
     monkeypatch.setattr(execution, "execute", lambda *_: None)
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     assert_refused(mc(*B, "--out", "out"), "out/probe/smoke.ipynb", "No space left on device", code=1)
     assert tree(here / "out") == {"probe": None, "probe/smoke.ipynb": b"the old one"}
 
@@ -347,12 +347,12 @@ def test_ctrl_c_while_the_kernel_starts(delay, here):
 
 
 def test_ctrl_c_while_the_notebook_is_written(here, monkeypatch):
-    from mc import storage
+    from mc import files
     from mc.evidence import execution
 
     put(here / "out/probe/smoke.ipynb", "the old one")
     monkeypatch.setattr(execution, "execute", lambda *_: None)
-    monkeypatch.setattr(storage.os, "fsync", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(files.os, "fsync", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     result = mc(*B, "--out", "out")
     assert result.exit_code == 130 and result.stdout == ""

@@ -11,7 +11,7 @@ import torch
 
 import mc
 from mc.evidence.experiments import Experiment
-from mc.evidence.runs import measure
+from mc.evidence.measured import measure
 from mc.evidence.variants import Sizes, made
 from mc.storage import load_json, load_tensors, save_json, save_tensors
 from mc.tasks.mqar import MQAR

@@ -10,10 +10,10 @@ import torch
 
 import mc
 from mc import costs, figures
+from mc.cache_rewind import rewind
 from mc.checks import values
 from mc.segments import fenwick
 from mc.nn.backends import Coefficients
-from mc.functional import rewind
 from mc.nn.layer import CausalConv
 from mc.nn.model import Attention
 from mc.nn.model_cache import ModelCache

@@ -10,9 +10,10 @@ import torch
 
 from conftest import opened
 from mc.evidence.again import main, run_of
+from mc.evidence.measured import measure
 from mc.evidence.record_schema import Measured, Training
 from mc.evidence.records import read_record
-from mc.evidence.runs import Run, measure
+from mc.evidence.runs import Run
 from mc.evidence.speed.records import read_speed
 from mc.evidence.variants import model_of
 from mc.nn.model import LanguageModel

@@ -8,8 +8,8 @@ import torch
 
 import mc
 from cells import C, CUTS, randn, segments_of, tokens
+from mc.cache_rewind import rewind
 from mc.checks.calls import check_memory
-from mc.functional import rewind
 from mc.memory import protocol
 from mc.memory.protocol import METHODS, REQUIRED, VALUES, FastMemory, complete
 from mc.options import INITS

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from mc.commands.base import main
+from mc.evidence.measured import measure
 from mc.evidence.record_files import KINDS, read_all
 from mc.evidence.record_schema import Training
-from mc.evidence.runs import Run, measure
+from mc.evidence.runs import Run
 from mc.evidence.typed import check_typed, typed
 from mc.evidence.variants import model_of
 from mc.evidence.verify import verify

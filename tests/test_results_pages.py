@@ -8,7 +8,7 @@ import yaml
 
 from mc.evidence import report
 from mc.evidence.experiments import Experiment
-from mc.evidence.runs import measure
+from mc.evidence.measured import measure
 from mc.evidence.scores import Estimate, by_seed, estimate, gap, measured, right, splits, state_bytes, trials
 from mc.evidence.variants import VARIANTS, Sizes, model_of
 from mc.tasks.needles import Needles

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from mc.evidence import records
-from mc.evidence import runs as bench
+from mc.evidence import measured, records, weights
 from mc.evidence.experiments import Experiment, best_rate
+from mc.evidence.measured import measure
 from mc.evidence.readings import ROUTERS
 from mc.evidence.record_schema import Measured, Training
 from mc.evidence.records import read_records
-from mc.evidence.runs import Run, lost, measure, remade, weights_beside
-from mc.evidence.variants import Sizes, model_of
+from mc.evidence.runs import Run
+from mc.evidence.variants import Sizes, made, model_of
+from mc.evidence.weights import lost, remade, weights_beside
+from mc.nn.model import LanguageModel
 from mc.storage import load_json, save_json
 from mc.tasks.mqar import MQAR
 from mc.tasks.needles import Needles
@@ -172,7 +174,7 @@ RECORD = {"variant": (3, ""), "seed": (0.5, "0", -1, 10**7), "parameters": (0, 1
 @pytest.fixture
 def unsealed(monkeypatch):
     "Records are read whatever a checksum says of an edited file."
-    for module in (bench, records):
+    for module in (measured, records):
         monkeypatch.setattr(module, "load_json", lambda path: json.loads(Path(path).read_text()))
 
 
@@ -215,23 +217,23 @@ def test_a_record_cut_in_half_is_named(tmp_path):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_record(tmp_path, monkeypatch):
-    whole, train = measure(RUN, tmp_path / "whole", "a test"), bench.train
+    whole, train = measure(RUN, tmp_path / "whole", "a test"), weights.train
 
     def cut(*arguments, **options):
         train(*arguments, **options, stop=3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "train", cut)
+    monkeypatch.setattr(weights, "train", cut)
     with pytest.raises(KeyboardInterrupt):
         measure(RUN, tmp_path / "cut", "a test")
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [".ssc-seed0.checkpoint"]
-    monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(weights, "train", train)
     again = measure(RUN, tmp_path / "cut", "a test")
     timeless = lambda r: {k: v for k, v in r.items() if "seconds" not in k and k not in ("time", "resumed_at", "scores")} | {
         "scores": [{k: v for k, v in s.items() if k != "seconds"} for s in r["scores"]]}
     assert timeless(again) == timeless(whole) and (whole["resumed_at"], again["resumed_at"]) == (0, 3)
-    weights = [(tmp_path / place / "weights/ssc-seed0.safetensors").read_bytes() for place in ("whole", "cut")]
-    assert weights[0] == weights[1] and not (tmp_path / "cut/.ssc-seed0.checkpoint").exists()
+    one, other = ((tmp_path / place / "weights/ssc-seed0.safetensors").read_bytes() for place in ("whole", "cut"))
+    assert one == other and not (tmp_path / "cut/.ssc-seed0.checkpoint").exists()
 
 
 def test_lost_weights_are_made_again_through_all_that_they_start_from(tmp_path):
@@ -281,8 +283,8 @@ def test_a_trial_finds_the_weights_that_it_starts_from(trained):
 def test_a_gate_that_the_weights_lack_stays_as_it_began(trained):
     folder, _ = trained
     run = TINY.reading("fresh", 0, "tiny/none-seed0", "ssc")
-    model, _ = bench.starting(run, folder)
-    own, old = bench.made(run.model, 0).state_dict(), torch.nn.Module.state_dict(bench.LanguageModel.load(folder / "weights/none-seed0.safetensors"))
+    model, _ = weights.starting(run, folder)
+    own, old = made(run.model, 0).state_dict(), torch.nn.Module.state_dict(LanguageModel.load(folder / "weights/none-seed0.safetensors"))
     new = [n for n in own if n not in old]
     assert new and all(torch.equal(a, own[n] if n in new else old[n]) for n, a in model.state_dict().items())
 

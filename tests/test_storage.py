@@ -14,11 +14,12 @@ import safetensors.torch
 import torch
 
 import mc
-from mc.storage import load_json, load_tensors, plain_names, save_json, save_tensors, seal, sweep, write_atomic
+from mc.files import sweep, write_atomic
+from mc.storage import load_json, load_tensors, plain_names, save_json, save_tensors, seal
 
 KILLED = """
 import os, signal, sys
-from mc.storage import write_atomic
+from mc.files import write_atomic
 os.{where} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 write_atomic(sys.argv[1], b"new" * 1000)
 """

@@ -15,14 +15,14 @@ import yaml
 from typer.testing import CliRunner
 
 from mc.commands.base import main
-from mc.evidence import runs as bench
-from mc.evidence import sweeps
+from mc.evidence import clusters, sweeps, weights
+from mc.evidence.clusters import Here, local
 from mc.evidence.dry_runs import dry, dry_table
 from mc.evidence.experiments import Experiment
+from mc.evidence.measured import measure
 from mc.evidence.record_schema import Training
-from mc.evidence.runs import measure
-from mc.evidence.sweeps import Here, Step, carry_out, local, measure_all, search_all
-from mc.evidence.variants import VARIANTS, Sizes
+from mc.evidence.sweeps import Step, carry_out, measure_all, search_all
+from mc.evidence.variants import VARIANTS, Sizes, made
 from mc.storage import load_json, save_json
 from mc.tasks.needles import Needles
 
@@ -88,13 +88,13 @@ def test_runs_that_start_from_each_other_are_told(tmp_path):
 
 def test_lost_weights_are_made_once_for_all_that_need_them(tmp_path, monkeypatch, capsys):
     sweep([RUN, TINY.run("on", 0, 0.01, start="tiny/ssc-seed0", of="ssc")], tmp_path)
-    for weights in (tmp_path / "tiny/smoke/weights").iterdir():
-        weights.unlink()
+    for file in (tmp_path / "tiny/smoke/weights").iterdir():
+        file.unlink()
     record = load_json(tmp_path / "tiny/smoke/on-seed0.json")
     record["scores"][0] |= {"right": abs(record["scores"][0]["right"] - 0.5), "routing": None}
     save_json(tmp_path / "tiny/smoke/on-seed0.json", record)
-    trained, original = [], bench.trained
-    monkeypatch.setattr(bench, "trained", lambda run, *rest: trained.append(run.name) or original(run, *rest))
+    trained, original = [], weights.trained
+    monkeypatch.setattr(weights, "trained", lambda run, *rest: trained.append(run.name) or original(run, *rest))
     readings = [TINY.reading(router, 0, "tiny/on-seed0", "ssc", router) for router in ("random", "oracle")]
     sweep([*readings, TINY.reading("first", 0, "tiny/ssc-seed0", "ssc", "fading")], tmp_path)
     assert trained == ["ssc-seed0", "on-seed0"]
@@ -126,7 +126,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path):
 def test_no_scheduler_is_a_sentence(tmp_path, monkeypatch):
     from distributed import Client
 
-    monkeypatch.setattr(sweeps, "PATIENCE", 0.5)
+    monkeypatch.setattr(clusters, "PATIENCE", 0.5)
     for address in ("tcp://127.0.0.1:9", "nowhere", "udp://x:1"):
         with pytest.raises(ValueError, match="^scheduler must be the address of a running Dask scheduler; got "):
             sweep([RUN], tmp_path, scheduler=address)
@@ -178,7 +178,8 @@ JOB = """
 if __name__ == "__main__":
     import sys
     from pathlib import Path
-    from mc.evidence.sweeps import Step, carry_out, local
+    from mc.evidence.clusters import local
+    from mc.evidence.sweeps import Step, carry_out
     folder = Path(sys.argv[1])
     write = "[f := open({!r}, 'xb'), __import__('fcntl').flock(f, 2), __import__('time').sleep(3600)]"
     with local(2, folder) as client:
@@ -291,7 +292,7 @@ def test_a_dry_run_shows_every_run_and_writes_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     rows = {line.split("  ")[0].strip(): line.split()[-4:] for line in result.output.splitlines()}
     assert rows["none"][0] == "5" and rows["ssc (search)"][0] == "2" and rows["none"][2:] == [f"{5 * 4 * 2 * 16}", f"{5 * 4 * 16}"]
-    assert rows["ssc"][1] == f"{sum(p.numel() for p in bench.made(TINY.run('ssc', 0, 1).model, 0).parameters()):,}"
+    assert rows["ssc"][1] == f"{sum(p.numel() for p in made(TINY.run('ssc', 0, 1).model, 0).parameters()):,}"
     assert not (tmp_path / "results").exists() and os.getcwd() == before
 
 
@@ -311,7 +312,7 @@ def test_a_dry_run_says_what_is_wrong_in_a_line(change, message, tmp_path):
 def test_every_variant_takes_a_dry_step(variant):
     experiment = replace(TINY, sizes=Sizes(1, 32, 4, 16), tests=(Needles(16, 200, 2),))
     run = experiment.run(variant, 0, 0.01)
-    assert dry(run) == sum(p.numel() for p in bench.made(run.model, 0).parameters())
+    assert dry(run) == sum(p.numel() for p in made(run.model, 0).parameters())
 
 
 def test_a_dry_run_of_what_no_machine_could_hold_takes_no_memory():

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import mc
 import mc.train.loop as loop
-from mc.storage import load_json, load_tensors, write_atomic
+from mc.files import write_atomic
+from mc.storage import load_json, load_tensors
 from mc.train import Checkpoints, JsonLines, TensorBoard, TrainConfig, evaluate, generator, open_fabric, optimiser, train
 from mc.train.data import draw
 from mc.train.runs import RunFolder, train_text

@@ -26,7 +26,7 @@ from mc.evidence.profiles import (
     read_notebook,
 )
 
-# %% ../../nbs/workshop/command_bench.ipynb #b8ce0003
+# %% ../../nbs/workshop/command_bench.ipynb #b31a54af
 def shipped() -> str:
     "The folder of the benchmarks: of this checkout, or those that came with the package."
     import mc
@@ -99,7 +99,7 @@ def keep(notebook, target: str) -> None:
     "Write `notebook` to the file `target`, whole or not at all."
     import nbformat
 
-    from mc.storage import write_atomic
+    from mc.files import write_atomic
 
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFFLINE', 'table', 'lm_eval', 'record']
 
-# %% ../../nbs/workshop/command_lm_eval.ipynb #3badac90
+# %% ../../nbs/workshop/command_lm_eval.ipynb #168530f4
 import os
 import sys
 from typing import Annotated
@@ -61,7 +61,8 @@ def lm_eval(
 
     Example: mc lm-eval runs/shakespeare examples/lm_eval/jack.yaml --batch-size 6
     """
-    from mc.storage import as_file, save_json
+    from mc.files import as_file
+    from mc.storage import save_json
 
     if output is not None:
         as_file(output)

@@ -84,7 +84,7 @@ def as_csv(rows: list[dict]) -> str:
     writer.writeheader(), writer.writerows(rows)
     return text.getvalue().removesuffix("\n")
 
-# %% ../../nbs/workshop/command_trace.ipynb #6c3f4b25
+# %% ../../nbs/workshop/command_trace.ipynb #4edd552f
 def write_page(path: str, model, tokens: list[int], tokenizer, title: str) -> None:
     "Write the explorer of what `model` read to the file `path`. Raises `ImportError` without the extra explore."
     from mc import explore
@@ -133,7 +133,7 @@ def trace(
     made = {"table": table, "csv": as_csv, "json": lambda r: json.dumps({"tokens": tokens, "rows": r}, ensure_ascii=False)}[form](rows)
     if save is None:
         return print(made if form != "table" or not sys.stdout.isatty() else harmless(made))
-    from mc.storage import write_atomic
+    from mc.files import write_atomic
 
     write_atomic(save, (made + "\n").encode("utf-8", "backslashreplace"))
     print(f"{form}: {save}, {len(rows)} rows")

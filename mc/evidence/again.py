@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['run_of', 'again', 'main']
 
-# %% ../../nbs/workshop/again.ipynb #f1a49a1f
+# %% ../../nbs/workshop/again.ipynb #cc407d53
 import sys
 import tempfile
 from pathlib import Path
 
+from .measured import measure
 from .record_schema import Measured, Training
 from .records import read_record
-from .runs import TASKS, Run, measure
+from .runs import TASKS, Run
 from ..nn.model import LMConfig
 
 

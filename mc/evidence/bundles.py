@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'CONTENT', 'SUMS', 'FILES', 'COLUMNS', 'details_of', 'summary', 'as_csv', 'plain', 'table', 'report',
            'versions', 'digest', 'read_lines', 'sums', 'is_bundle', 'Bundle', 'as_line']
 
-# %% ../../nbs/workshop/bundles.ipynb #1d619a2c
+# %% ../../nbs/workshop/bundles.ipynb #96ff35ca
 import contextlib
 import csv
 import hashlib
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from ..checks.values import check_flag
 from .bootstrap import weighted
-from ..storage import as_json, held, load_json, save_json, write_atomic
+from ..files import held, write_atomic
+from ..storage import as_json, load_json, save_json
 
 FORMAT = 1
 CONTENT = ("rows.jsonl", "summary.csv", "summary.json", "report.md")

@@ -6,7 +6,7 @@
 __all__ = ['HELD_OUT', 'SETTINGS', 'WAYS', 'split', 'learn_tokens', 'pieces_of_text', 'repeated', 'untrained', 'losses_of', 'run',
            'looks', 'read']
 
-# %% ../../nbs/workshop/text_model.ipynb #2df273e2
+# %% ../../nbs/workshop/text_model.ipynb #216d363b
 import hashlib
 import sys
 import time
@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .records import provenance
+from ..files import write_atomic
 from ..nn.layer import MCConfig
 from ..nn.model import LanguageModel, LMConfig
-from ..storage import save_json, write_atomic
+from ..storage import save_json
 from ..train import TrainConfig, train
 
 # %% ../../nbs/workshop/text_model.ipynb #c6efcb50

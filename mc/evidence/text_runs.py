@@ -6,7 +6,7 @@
 __all__ = ['SEARCH_SEED', 'GATE', 'PAIR', 'TextRun', 'measure_text', 'TextExperiment', 'least_bits', 'bits', 'gains', 'passes',
            'place', 'measure_texts', 'compare', 'text_records']
 
-# %% ../../nbs/workshop/text_runs.ipynb #86171618
+# %% ../../nbs/workshop/text_runs.ipynb #3fbdb614
 import json
 import time
 from functools import partial
@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from ..checks.values import check_kind
+from .measured import kept
 from .record_schema import TextRecord, Training
 from .records import read_records
-from .runs import kept
 from .scores import ordered
 from .variants import Sizes, made, model_of
 from .workers import workers

@@ -6,7 +6,7 @@
 __all__ = ['LETTERS', 'SCRIPTS', 'PIXELS', 'PAGE', 'check_tensor', 'pack', 'unpack', 'as_text', 'read_words', 'read_ids',
            'one_sequence', 'check_index', 'check_tokens', 'roles', 'sequence', 'parts', 'picture', 'Explorer']
 
-# %% ../../nbs/workshop/explorer_parts.ipynb #dfe70c9d
+# %% ../../nbs/workshop/explorer_parts.ipynb #1d0d9adc
 import base64
 import html
 import io
@@ -23,7 +23,7 @@ import traitlets
 from torch import Tensor
 
 from ..checks.values import check_size
-from ..storage import write_atomic
+from ..files import write_atomic
 from ..tasks.mqar import IGNORE, Batch
 
 # %% ../../nbs/workshop/explorer_parts.ipynb #908406fd

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ENTRY', 'source', 'flat', 'ours', 'rewritten', 'modules', 'write_code']
 
-# %% ../../nbs/workshop/hf_code.ipynb #11c8ac31
+# %% ../../nbs/workshop/hf_code.ipynb #440d0a65
 import ast
 import importlib.util
 import json
 from pathlib import Path
 
-from ..storage import write_atomic
+from ..files import write_atomic
 
 ENTRY = "mc.hf.model"
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MemoryCachingLayer', 'back']
 
-# %% ../../nbs/workshop/layer.ipynb #fde1e52d
+# %% ../../nbs/workshop/layer.ipynb #83ec7c85
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .backends import BACKENDS
 from ..cache import SegmentCache, vouch
 from ..cache_growth import extend_rows
+from ..cache_rewind import rewind
 from ..cache_rows import last_inputs, row_edges
 from ..checks.calls import check_cache, check_inputs, check_made
 from mc.checks.values import (
@@ -25,7 +26,7 @@ from mc.checks.values import (
     check_result,
     dense,
 )
-from ..functional import about_of, one_pass, rewind
+from ..functional import about_of, one_pass
 from .layer_config import GATES, MCConfig  # noqa: F401
 from ..segments.packing import Packing, check_cut, check_going_on, packing
 from .parts import CausalConv, RMSNorm, unit

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# %% ../../nbs/workshop/tokenizers.ipynb #0ed78d62
+# %% ../../nbs/workshop/tokenizers.ipynb #4f7fa826
 END = "<|end|>"  # the token after a document
 
 
@@ -64,8 +64,8 @@ class Tokenizer:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, hash={self.hash[:8]})"
 
     def save(self, path: str | Path) -> Path:
-        "Write the file `path`, whole or not at all; raises as `mc.storage.write_atomic`."
-        from mc.storage import write_atomic
+        "Write the file `path`, whole or not at all; raises as `mc.files.write_atomic`."
+        from mc.files import write_atomic
 
         return write_atomic(path, self.json.encode())
 

@@ -6,7 +6,7 @@
 __all__ = ['describe', 'whole_tensor', 'weights_of', 'checkpoint_tensors', 'save_checkpoint', 'load_checkpoint', 'OneFile',
            'Checkpoints', 'kept']
 
-# %% ../../nbs/workshop/training_checkpoints.ipynb #412f06e7
+# %% ../../nbs/workshop/training_checkpoints.ipynb #9ff5d1f7
 import json
 import re
 from dataclasses import asdict, dataclass, is_dataclass
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks.values import check_size
-from ..storage import as_file, as_json, check_fit, load_tensors, plain_names, save_tensors
+from ..files import as_file
+from ..storage import as_json, check_fit, load_tensors, plain_names, save_tensors
 
 # %% ../../nbs/workshop/training_checkpoints.ipynb #0f0154b3
 def describe(model: nn.Module) -> dict:

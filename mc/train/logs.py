@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['JsonLines', 'TensorBoard']
 
-# %% ../../nbs/workshop/training_logs.ipynb #4bcc8dd7
+# %% ../../nbs/workshop/training_logs.ipynb #a46d7840
 import json
 import os
 from pathlib import Path
 
-from ..storage import as_file, as_json, write_atomic
+from ..files import as_file, write_atomic
+from ..storage import as_json
 from .devices import text_extra
 
 # %% ../../nbs/workshop/training_logs.ipynb #90ff9ab7

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunFolder', 'commit_of_package', 'device_name', 'summed', 'shortened', 'HeldOut', 'data', 'train_text']
 
-# %% ../../nbs/workshop/training_runs.ipynb #e4c508e1
+# %% ../../nbs/workshop/training_runs.ipynb #75231e85
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +15,8 @@ import torch
 import mc
 from ..evidence.records import git, provenance
 from ..evidence.schema import checked
-from ..storage import held, load_json, save_json, save_tensors, write_atomic
+from ..files import held, write_atomic
+from ..storage import load_json, save_json, save_tensors
 from .checkpoints import Checkpoints, weights_of
 from .devices import open_fabric
 from .logs import JsonLines, TensorBoard
