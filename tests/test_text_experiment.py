@@ -139,6 +139,9 @@ def test_the_gate_stops_or_goes_on(monkeypatch, experiment, tmp_path):
         monkeypatch.setattr(text_runs, "passes", lambda records: records[0]["settings"]["training"]["steps"] >= opens_at)
         text_runs.compare(small, [1, 2], *told, tmp_path / name, "test", most=most)
         assert count(tmp_path / name) == expected, name
+    monkeypatch.setattr(text_runs, "passes", lambda records: len(records) == 2 and records[0]["settings"]["training"]["steps"] == 1)
+    text_runs.compare(small, [1, 2, 3], *told, tmp_path / "lucky", "test")
+    assert count(tmp_path / "lucky") == {1: 6, 2: 2, 3: 2}                        # one seed had passed, both together did not
 
 
 def test_figures_say_what_they_show(compared):

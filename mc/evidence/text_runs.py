@@ -138,7 +138,7 @@ def passes(records: list[dict]) -> bool | None:
     found = gains(records)
     return sum(found.values()) / len(found) >= GATE if found else None
 
-# %% ../../nbs/workshop/text_runs.ipynb #78406f54
+# %% ../../nbs/workshop/text_runs.ipynb #33d05ab5
 PAIR = ("none", "attention")
 
 
@@ -167,8 +167,9 @@ def compare(
     most: int | None = None,
     always: bool = False,
 ) -> list[dict]:
-    """Try the gate on the first of `seeds` with each number of steps of `ladder`, up to the first that passes it; there run all `variants` and `seeds`
-    if it is at most `most`. `always`: run them with the first number, whatever the gate says. Returns the records of the longest training.
+    """Try the gate on the first of `seeds` with each number of steps of `ladder`; where it passes, run all `variants` and `seeds` if that is at most
+    `most` steps, and stop if it passes with all of them too. `always`: run them with the first number, whatever the gate says. Returns the records
+    of the longest training.
 
     Records go to `folder` as they are made; what is there is not made again.
     """
@@ -183,10 +184,10 @@ def compare(
     for steps in ladder:
         pair = [run(variant, seeds[0], steps) for variant in PAIR]
         records = measure_texts(pair, place(folder, steps), command, jobs)
+        if (always or passes(records)) and (always or most is None or steps <= most):
+            runs = [run(variant, seed, steps) for seed in seeds for variant in variants]
+            records = measure_texts(runs, place(folder, steps), command, jobs)
         if always or passes(records):
-            if always or most is None or steps <= most:
-                runs = [run(variant, seed, steps) for seed in seeds for variant in variants]
-                records = measure_texts(runs, place(folder, steps), command, jobs)
             break
     return records
 
