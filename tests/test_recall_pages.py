@@ -125,6 +125,16 @@ def test_deep_answers_by_its_criterion_and_checks_the_order(grm, soup, ssc, word
     assert re.search(words, said("deep", monkeypatch, some), re.S)
 
 
+def test_deep_says_no_where_one_way_loses_and_the_others_are_not_clear(monkeypatch):
+    shares = {"dla-none": 0.5, "dla-grm-64": 0.5, "dla-soup-64": 0.5, "dla-ssc-64": 0.2}
+    some = [r for v, a in shares.items() for r in runs(v, a)] + runs("dla-grm", 0.1, 1)
+    for r in some:                                   # GRM and Soup: the sign changes with the seed
+        for found in r["scores"]:
+            found["right"] += (0.05 if r["seed"] % 2 else -0.04) * (r["variant"] in ("dla-grm-64", "dla-soup-64"))
+    text = said("deep", monkeypatch, some)
+    assert "**No.**" in text and "GRM of 16 tokens −0.40 (one seed)" in text
+
+
 def test_gates_compares_with_the_context_gate_of_the_same_task_and_way(monkeypatch):
     hay = dict(name="needles", full=(128, 8), sizes=((128, 8), (2048, 8)))
     some = runs("mqar-grm", 0.5) + runs("mqar-grm-shared", 0.2) + runs("needles-ssc", 0.5, **hay) + runs("needles-ssc-shared", 0.8, **hay)
