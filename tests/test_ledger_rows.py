@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median, stdev
 
 import pytest
 import yaml
@@ -15,7 +14,6 @@ from mc.evidence.claims import CLAIMS, claim, counted, sentence, totals
 from mc.evidence.ledger import CONTROL, VERDICTS, Claim, unmeasured
 from mc.evidence.ledger_runs import paired
 from mc.evidence.questions import QUESTIONS, Question
-from mc.evidence.scores import measured
 from mc.paper.sentences import SENTENCES, report
 from mc.storage import load_json
 
@@ -222,19 +220,6 @@ def test_an_answer_follows_the_first_comparison(made):
     assert (equal := Question("", "", "", (same,), "Yes.", "No.")).answer(equal.evidence_in(made)) == "There is no difference at all."
     why = Question("", "", "", (unmeasured("Nobody has a machine that large."),))
     assert why.answer(why.evidence_in(made)) == "Nobody has a machine that large."
-
-
-def test_how_far_seeds_scatter(made):
-    found = ledger_runs.scatter(("made", "nowhere", "other"))(made)
-    sd = {v: stdev([100 * next(s["right"] for s in r["scores"] if s["task"]["length"] == 512) for r in measured(made / "results/made/cpu") if r["variant"] == v]) for v in "abce"}
-    all_ = sorted([*sd.values(), 0.0, 0.0, 0.0])
-    assert f"made {median(all_):.1f} (0.0 to {max(all_):.1f}); other " in found.gap and found.runs == "2 to 3 seeds"
-    assert found.said == "measured" and all((made / r).exists() for r in found.records) and found.command.count("mc bench") == 2
-    assert f"(0.0 to {max(all_):.1f})" in found.ours and not found.ours.endswith(".")
-    asked = Question("", "", "", (ledger_runs.scatter(("made",)),))
-    assert asked.answer(asked.evidence_in(made)).endswith(f"(0.0 to {max(all_):.1f}).")
-    nothing = Claim("", "", "", "", "", ledger_runs.scatter(("nowhere",)), "").found(made)
-    assert nothing.said == "not measured yet"
 
 
 def test_the_scale_of_the_connector_is_answered_by_its_readings():
