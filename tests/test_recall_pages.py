@@ -85,7 +85,6 @@ def test_state_per_byte_answers_by_its_criterion(cached, words, monkeypatch):
     best = text.split("with as few bytes as: ")[1]
     assert "no caching (9 KiB" in best and "no caching, one head (33 KiB" in best and "GRM (144 KiB" not in best
     assert ("GRM, C = 64 (36 KiB" in best) == (cached > 0.6)
-    assert f"its seeds lie far apart: {cached:.2f}, {cached + 0.01:.2f} and {cached + 0.02:.2f}. " in text
 
 
 def test_one_seed_decides_nothing(monkeypatch):
@@ -126,16 +125,14 @@ def test_deep_answers_by_its_criterion_and_checks_the_order(grm, soup, ssc, word
     assert re.search(words, said("deep", monkeypatch, some), re.S)
 
 
-def test_deep_says_which_way_loses_where_the_others_are_not_clear(monkeypatch):
+def test_deep_says_no_where_one_way_loses_and_the_others_are_not_clear(monkeypatch):
     shares = {"dla-none": 0.5, "dla-grm-64": 0.5, "dla-soup-64": 0.5, "dla-ssc-64": 0.2}
     some = [r for v, a in shares.items() for r in runs(v, a)] + runs("dla-grm", 0.1, 1)
     for r in some:                                   # GRM and Soup: the sign changes with the seed
         for found in r["scores"]:
             found["right"] += (0.05 if r["seed"] % 2 else -0.04) * (r["variant"] in ("dla-grm-64", "dla-soup-64"))
     text = said("deep", monkeypatch, some)
-    assert "**Not seen to: GRM, Soup and GRM of 16 tokens are undecided, SSC of one memory loses.**" in text and "GRM of 16 tokens −0.40 (one seed)" in text
-    titans = [r for v in ("none", "ssc-64") for r in runs(f"titans-{v}", 0.4)]
-    assert "SSC of one memory loses with DLA.**" in said("deep", monkeypatch, some + titans)
+    assert "**No.**" in text and "GRM of 16 tokens −0.40 (one seed)" in text
 
 
 def test_gates_compares_with_the_context_gate_of_the_same_task_and_way(monkeypatch):
@@ -153,5 +150,4 @@ def test_gates_names_the_other_choices_that_are_clear(monkeypatch):
     text = said("gates", monkeypatch, some + runs("mqar-ssc", 0.5) + runs("mqar-ssc-sum", 0.6))
     assert "Clearly better: sums of keys (GRM on needles, +0.25) and sums of keys (SSC on MQAR, +0.10). " in text
     assert "Clearly worse: no gradients through the cache (GRM on needles, −0.25) and 4 pools a segment (SSC on needles, −0.10)." in text
-    assert "5 differences are compared above. If nothing differed, 0.2 of them" in text
     assert "Clearly better: none." in said("gates", monkeypatch, runs("mqar-grm", 0.5) + runs("mqar-grm-sum", 0.9, 1))

@@ -2,11 +2,9 @@
 import json
 import shutil
 import subprocess
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import pytest
 from typer.testing import CliRunner
 
@@ -187,25 +185,6 @@ def test_seeds_are_those_of_the_profile(folder):
     assert [f.what for f in verify(folder, book).incomplete] == ["has seeds 0, 1"]      # one too many
     (book / "bench/needle.yaml").write_text("cpu: {seeds: [0, 1], variants: [ssc]}\n")
     assert mc("results", "verify", folder, "--book", book, "--complete")[0] == 0
-
-
-def test_the_runs_that_a_notebook_declares_are_the_wanted_ones(folder):
-    bench = folder.parent / "nbs/bench"
-    bench.mkdir(parents=True)
-    (bench / "needle.yaml").write_text("cpu: {seeds: [0, 1]}\n")
-    declares = """
-        from mc.evidence.experiments import Experiment
-        from mc.evidence.variants import Sizes
-        from mc.tasks.needles import Needles
-
-        task, variants = Needles(16, 16, 2), []
-        experiment = Experiment(task, (task,), (0.01,), 2, 2, 2, Sizes(1, 16, 2, 4))
-        runs = lambda rates: [experiment.run(v, seed, 0.01) for v in ("ssc", "grm") for seed in seeds if (v, seed) != ("ssc", 1)]
-    """
-    cell = lambda source, tag: nbformat.v4.new_code_cell(textwrap.dedent(source), metadata={"tags": [tag]})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell("seeds = [0]", "parameters"), cell(declares, "runs")]), bench / "needle.ipynb")
-    assert [str(f) for f in verify(folder, bench.parent).incomplete] == ["needle/cpu/grm: has seeds none; expected 0, 1, as needle.yaml names them",
-                                                                         "needle/cpu/ssc: has seeds 0, 1; expected 0, as needle.yaml names them"]
 
 
 def test_exit_codes_and_json(folder):

@@ -112,17 +112,6 @@ def test_a_rate_is_taken_when_all_trials_are_there(folder):
     assert shown.loc["no caching", "rate taken"] == "" == shown.loc["no caching", "0.01"]
     assert shown.loc["SSC, independent", "rate taken"] in ("0.003", "0.01")
     assert trials(folder / "nowhere").empty
-    taken = shown.loc["SSC, independent", "rate taken"]
-    end = {"0.003": "smallest", "0.01": "largest"}[taken]
-    assert report.at_the_edge(shown) == f"The search took the {end} rate that was tried, {taken}, for *SSC, independent*: beyond it a better one may lie."
-    assert report.at_the_edge(shown[:1]) == report.at_the_edge(trials(folder / "nowhere")) == ""
-
-
-@pytest.mark.parametrize("page", [p.stem for p in sorted((ROOT / "nbs/bench").glob("*.yaml")) if "gpu" in yaml.safe_load(p.read_text()) and p.stem not in ("speed", "cost")])
-def test_a_page_says_that_its_large_profile_was_not_run_and_how_to_try_it(page):
-    below = (ROOT / f"nbs/bench/{page}.md").read_text().split("\n## Reproduce\n")[1]
-    (line,) = [row for row in below.splitlines() if row.startswith(f"mc bench {page} --profile gpu --dry-run ")]
-    assert "not run here" in line and "meta device" in line
 
 
 # ---- what the pages say
