@@ -102,7 +102,7 @@ FEW, MANY = (4096, 8), (512, 120)
 
 @pytest.mark.parametrize("few, many, words", [
     (0.9, 0.2, "**Facts far apart in long texts: the cache. Close together in short ones: the larger state.** SSC is clearly above one head with 8 in 4,096 tokens, and clearly below with 120 in 512 tokens."),
-    (0.2, 0.9, "**Each wins somewhere, but not by the number of facts to a token alone.**"),
+    (0.2, 0.9, "**Each wins somewhere: it takes the number of facts and the length of the text to say where.**"),
     (0.9, 0.9, "**The cache.** SSC is clearly above one head with 8 in 4,096 and 120 in 512 tokens, and clearly below nowhere."),
     (0.2, 0.2, "**The larger state.**"),
 ])
@@ -117,7 +117,7 @@ def test_few_or_many_says_who_wins_where(few, many, words, monkeypatch):
 
 
 @pytest.mark.parametrize("grm, soup, ssc, words", [
-    (0.9, 0.8, 0.7, r"\*\*Yes\.\*\*.*GRM before Soup before SSC, is confirmed"),
+    (0.9, 0.8, 0.7, r"\*\*Yes\.\*\*.*GRM before Soup holds and Soup before SSC holds"),
     (0.1, 0.2, 0.3, r"\*\*No, it costs recall\.\*\*.*is contradicted"),
     (0.9, 0.2, 0.7, r"\*\*It depends\.\*\*.*is contradicted"),
 ])
