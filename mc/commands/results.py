@@ -17,7 +17,7 @@ Folder = Annotated[str, typer.Argument(metavar="FOLDER", parser=str, help="Holds
 Results = Annotated[str, typer.Argument(metavar="FOLDER", parser=str, help="Holds BENCHMARK/PROFILE/*.json, or one evaluation.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# %% ../../nbs/workshop/command_results.ipynb #6c2c2534
+# %% ../../nbs/workshop/command_results.ipynb #8998adcb
 def counted(count: int, word: str) -> str:
     "`1 record`, `2 records`."
     return f"{count:,} {word}" + ("" if count == 1 else "s")
@@ -47,7 +47,7 @@ def verify(
     complete: Annotated[bool, typer.Option("--complete", help="What is missing is a fault.")] = False,
     as_json: Json = False,
 ):
-    """Check every record in FOLDER, and the numbers that somebody typed into the book.
+    """Check every record in FOLDER, and numbers typed into the book.
 
     FOLDER may also hold the results of mc evaluate.
 

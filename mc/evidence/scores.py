@@ -59,7 +59,7 @@ class Estimate:
         )
         return f"{mean} ({low} to {high})" if self.count > 1 else f"{mean} (one seed)"
 
-# %% ../../nbs/workshop/scores.ipynb #3c114954
+# %% ../../nbs/workshop/scores.ipynb #888bbca8
 def ordered(records: list[dict]) -> list[dict]:
     "`records` in the order of `mc.figures.NAMES` and of their seeds."
     order = {name: i for i, name in enumerate(figures.NAMES)}
@@ -106,7 +106,7 @@ def state_bytes(record: dict, **sizes) -> int:
 def blind(record: dict) -> bool:
     "Whether the gates of the model see nothing, so that all its scores are equal and none is among the highest."
     settings = record.get("settings")
-    model = settings["model"] if settings and settings["router"] == "learned" else {}
+    model = settings["model"] if settings and settings.get("router") == "learned" else {}
     mixers = model.get("mixers") or [model.get("mixer") or {}]
     return all(mixer.get("gate") == "uniform" for mixer in mixers)
 
