@@ -236,7 +236,7 @@ def test_the_ledger_of_the_page_is_the_computed_one(page, context, site):
     page.goto(f"{site}nbs/start/what_holds.html")
     page.wait_for_selector(".mc-table[data-ready]")
     held = [c for c in CLAIMS if c.found(ROOT).said == HOLDS]
-    page.select_option("select[aria-label=verdict]", label=f"●\u00a0{HOLDS}")
+    page.select_option("select[aria-label=verdict]", label=f"■\u00a0{HOLDS}")
     assert page.inner_text(".mc-table-count") == f"{len(held)} of {len(CLAIMS)} rows"
     first = page.locator(".mc-table tbody tr").first
     assert held[0].says in first.inner_text() and first.locator("td.command button").count() == 1

@@ -76,6 +76,13 @@ def test_splits_show_the_parts_of_variants_with_a_router():
     assert list(shown.loc["SSC, independent"]) == ["0.80 (one seed)", "0.50", "0.90 (one seed)", "no such question", "0.72 (one seed)"]
 
 
+def test_last_losses_are_means_of_a_hundred_steps_over_seeds():
+    falls = lambda seed: record("none", seed, {128: 1.0}) | {"loss_every_20": [9.0, *[2.0 + seed] * 5, *[1.0] * 5]}
+    short = record("ssc", 0, {128: 1.0}) | {"loss_every_20": [1.0] * 9}
+    shown = report.last_losses([falls(0), falls(1), short, record("grm", 0, {128: 1.0})])
+    assert list(shown.index) == ["no caching"] and list(shown.loc["no caching"]) == ["2.500", "1.000", "−60%"]
+
+
 def test_curves_have_bars_only_where_there_are_several_seeds():
     records = three("ssc", [0.5, 0.7, 0.9]) + three("none", [0.1])
     ssc, none = report.curve(records, "length", "title", "tokens", ["ssc", "none"]).data

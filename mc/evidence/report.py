@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['origin', 'flat', 'settings', 'listed', 'say', 'at_the_edge']
 
-# %% ../../nbs/workshop/results_pages.ipynb #3d179b73
+# %% ../../nbs/workshop/results_pages.ipynb #d360c865
 from mc.evidence.score_figures import (  # noqa: F401
     against_bytes,
     before_after,
@@ -18,6 +18,7 @@ from mc.evidence.scores import (  # noqa: F401
     by_seed,
     estimate,
     gap,
+    last_losses,
     looked_at,
     measured,
     right,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Estimate', 'ordered', 'measured', 'variants', 'sized', 'score_of', 'right', 'state_bytes', 'blind', 'routing',
            'looked_at', 'looked_by_chance', 'right_if_looked_at', 'by_seed', 'estimate', 'gap', 'split', 'splits',
-           'trials']
+           'trials', 'last_losses']
 
 # %% ../../nbs/workshop/scores.ipynb #934d60a6
 from dataclasses import dataclass
@@ -200,4 +200,18 @@ def trials(folder: str | Path):
         row = {f"{rate:g}": f"{mean(tried[rate]):.3f}" if rate in tried else "" for rate in rates}
         chosen = f"{best_rate(list(tried.values())):g}" if len(tried) == len(rates) else ""
         rows[figures.NAMES.get(variant, variant)] = row | {"rate taken": chosen}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+# %% ../../nbs/workshop/scores.ipynb #9e7450b2
+def last_losses(records: list[dict]):
+    "A row for each variant: the mean loss (nats, over all seeds) of the last hundred steps, of the hundred before, and the change."
+    import pandas as pd
+
+    rows = {}
+    for variant in variants(records):
+        losses = [r["loss_every_20"] for r in records if r["variant"] == variant and len(r.get("loss_every_20", ())) >= 10]
+        if losses:
+            last, before = (sum(sum(some[part]) for some in losses) / len(losses) / 5 for part in (slice(-5, None), slice(-10, -5)))
+            change = f"{last / before - 1:+.0%}".replace("-", "−") if before else "none"
+            rows[figures.NAMES.get(variant, variant)] = {"loss, 100 steps before": f"{before:.3f}", "last 100 steps": f"{last:.3f}", "change": change}
     return pd.DataFrame.from_dict(rows, orient="index")
