@@ -64,6 +64,16 @@ def test_grm_with_equal_scores_is_residual_over_the_number_of_memories(name, ini
     assert close(even, read(name, "residual", init=init) / (Segments.constant(19, 4).owner + 1)[:, None, None])
 
 
+def test_the_even_average_of_independent_memories_is_the_uncached_model():
+    "Sec. 4.3: over linear memories it is the uncached read over their number, and a norm behind the read takes the number back."
+    q, k, v, u = qkvu()
+    plain = mc.memory_caching(q, k, v, u, LINEAR, aggregation="none")
+    even = mc.memory_caching(q, k, v, 0 * u, LINEAR, aggregation="grm", segments=4)
+    norm = lambda y: torch.nn.functional.rms_norm(y, y.shape[-1:], eps=0.0)
+    assert close(even * (Segments.constant(19, 4).owner + 1)[:, None, None], plain) and not close(even, plain)
+    assert close(norm(even), norm(plain))
+
+
 @pytest.mark.parametrize("name, aggregation, cut, init", CELLS)
 def test_one_segment_is_the_base_model(name, aggregation, cut, init):
     "Eq. 5 with nothing in the cache."

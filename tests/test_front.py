@@ -64,6 +64,8 @@ def test_numbers_of_the_readme_are_those_of_the_records():
     said = " ".join(README[README.index("## What was measured"):].split())
     ratio = {r["name"]: r["value"] for r in read_speed(ROOT / "results/speed/cpu")}
     assert f"attention takes {ratio['attention-32']:.1f} times as long as linear GRM at 4,096 tokens (heads of 32; {ratio['attention-64']:.1f} with 64)" in said
+    layers = [v for r in read_speed(ROOT / "results/speed/cpu") if r["name"] in ("attention-32", "attention-64", "ssc") for v in r["settings"]["variants"].values()]
+    assert f"whole layer (linear memory, C = {layers[0]['segment_size']})" in said and len({v["segment_size"] for v in layers}) == 1
     assert f"SSC (k = 2) {ratio['ssc']:.1f} times as long as no caching" in said
     assert f"`memory-caching` 0.1.0 {ratio['peer-linear-1024']:.0f} times as long" in said
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from mc.evidence import report
+from mc.evidence import report, scores
 from mc.evidence.profiles import check_profile, parameters_of, profiles
 from mc.evidence.variants import VARIANTS, Sizes, model_of
 from mc.tasks.mqar import MQAR
@@ -36,6 +36,12 @@ def runs(variant, right, seeds=3, name="mqar", full=FULL, size=9216, sizes=(FULL
         {"variant": variant, "seed": seed, "settings": {"task": task(*full)}, "scores": [score(a + seed / 100, where) for where, a in at.items()]}
         for seed in range(seeds)
     ]
+
+
+@pytest.fixture(autouse=True)
+def chance_is_half(monkeypatch):
+    "Records made up here do not say what a router that draws would need."
+    monkeypatch.setattr(scores, "by_chance", lambda record, score: 0.5)
 
 
 # ---- profiles
@@ -85,6 +91,7 @@ def test_state_per_byte_answers_by_its_criterion(cached, words, monkeypatch):
     best = text.split("with as few bytes as: ")[1]
     assert "no caching (9 KiB" in best and "no caching, one head (33 KiB" in best and "GRM (144 KiB" not in best
     assert ("GRM, C = 64 (36 KiB" in best) == (cached > 0.6)
+    assert f"its seeds lie far apart: {cached:.2f}, {cached + 0.01:.2f} and {cached + 0.02:.2f}. " in text
 
 
 def test_one_seed_decides_nothing(monkeypatch):
@@ -101,7 +108,7 @@ FEW, MANY = (4096, 8), (512, 120)
 
 @pytest.mark.parametrize("few, many, words", [
     (0.9, 0.2, "**Facts far apart in long texts: the cache. Close together in short ones: the larger state.** SSC is clearly above one head with 8 in 4,096 tokens, and clearly below with 120 in 512 tokens."),
-    (0.2, 0.9, "**Each wins somewhere, but not by the number of facts to a token alone.**"),
+    (0.2, 0.9, "**Each wins somewhere: it takes the number of facts and the length of the text to say where.**"),
     (0.9, 0.9, "**The cache.** SSC is clearly above one head with 8 in 4,096 and 120 in 512 tokens, and clearly below nowhere."),
     (0.2, 0.2, "**The larger state.**"),
 ])
@@ -116,23 +123,25 @@ def test_few_or_many_says_who_wins_where(few, many, words, monkeypatch):
 
 
 @pytest.mark.parametrize("grm, soup, ssc, words", [
-    (0.9, 0.8, 0.7, r"\*\*Yes\.\*\*.*GRM before Soup before SSC, is confirmed"),
-    (0.1, 0.2, 0.3, r"\*\*No, it costs recall\.\*\*.*is contradicted"),
-    (0.9, 0.2, 0.7, r"\*\*It depends\.\*\*.*is contradicted"),
+    (0.9, 0.8, 0.7, r"\*\*Yes\.\*\*.*GRM before Soup holds and Soup before SSC holds"),
+    (0.1, 0.2, 0.3, r"\*\*No, it costs recall\.\*\*.*GRM before Soup is contradicted and Soup before SSC is contradicted"),
+    (0.9, 0.2, 0.7, r"\*\*It depends\.\*\*.*GRM before Soup holds and Soup before SSC is contradicted"),
 ])
 def test_deep_answers_by_its_criterion_and_checks_the_order(grm, soup, ssc, words, monkeypatch):
     some = [r for m in ("dla", "titans") for v, a in {"none": 0.5, "grm-64": grm, "soup-64": soup, "ssc-64": ssc}.items() for r in runs(f"{m}-{v}", a)]
     assert re.search(words, said("deep", monkeypatch, some), re.S)
 
 
-def test_deep_says_no_where_one_way_loses_and_the_others_are_not_clear(monkeypatch):
+def test_deep_says_which_way_loses_where_the_others_are_not_clear(monkeypatch):
     shares = {"dla-none": 0.5, "dla-grm-64": 0.5, "dla-soup-64": 0.5, "dla-ssc-64": 0.2}
     some = [r for v, a in shares.items() for r in runs(v, a)] + runs("dla-grm", 0.1, 1)
     for r in some:                                   # GRM and Soup: the sign changes with the seed
         for found in r["scores"]:
             found["right"] += (0.05 if r["seed"] % 2 else -0.04) * (r["variant"] in ("dla-grm-64", "dla-soup-64"))
     text = said("deep", monkeypatch, some)
-    assert "**No.**" in text and "GRM of 16 tokens −0.40 (one seed)" in text
+    assert "**Not seen to: GRM, Soup and GRM of 16 tokens are undecided, SSC of one memory loses.**" in text and "GRM of 16 tokens −0.40 (one seed)" in text
+    titans = [r for v in ("none", "ssc-64") for r in runs(f"titans-{v}", 0.4)]
+    assert "SSC of one memory loses with DLA.**" in said("deep", monkeypatch, some + titans)
 
 
 def test_gates_compares_with_the_context_gate_of_the_same_task_and_way(monkeypatch):
@@ -150,4 +159,5 @@ def test_gates_names_the_other_choices_that_are_clear(monkeypatch):
     text = said("gates", monkeypatch, some + runs("mqar-ssc", 0.5) + runs("mqar-ssc-sum", 0.6))
     assert "Clearly better: sums of keys (GRM on needles, +0.25) and sums of keys (SSC on MQAR, +0.10). " in text
     assert "Clearly worse: no gradients through the cache (GRM on needles, −0.25) and 4 pools a segment (SSC on needles, −0.10)." in text
+    assert "5 differences are compared above. If nothing differed, 0.2 of them" in text
     assert "Clearly better: none." in said("gates", monkeypatch, runs("mqar-grm", 0.5) + runs("mqar-grm-sum", 0.9, 1))

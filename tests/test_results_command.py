@@ -2,9 +2,11 @@
 import json
 import shutil
 import subprocess
+import textwrap
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import nbformat
 import pytest
 from typer.testing import CliRunner
 
@@ -15,7 +17,7 @@ from mc.evidence.record_schema import Training
 from mc.evidence.runs import Run
 from mc.evidence.typed import check_typed, typed
 from mc.evidence.variants import model_of
-from mc.evidence.verify import verify
+from mc.evidence.verify import check_seeds, verify
 from mc.storage import load_json, save_json
 from mc.tasks.needles import Needles
 
@@ -185,6 +187,45 @@ def test_seeds_are_those_of_the_profile(folder):
     assert [f.what for f in verify(folder, book).incomplete] == ["has seeds 0, 1"]      # one too many
     (book / "bench/needle.yaml").write_text("cpu: {seeds: [0, 1], variants: [ssc]}\n")
     assert mc("results", "verify", folder, "--book", book, "--complete")[0] == 0
+
+
+def test_the_runs_that_a_notebook_declares_are_the_wanted_ones(folder):
+    bench = folder.parent / "nbs/bench"
+    bench.mkdir(parents=True)
+    (bench / "needle.yaml").write_text("cpu: {seeds: [0, 1]}\n")
+    declares = """
+        from mc.evidence.experiments import Experiment
+        from mc.evidence.variants import Sizes
+        from mc.tasks.needles import Needles
+
+        task, variants = Needles(16, 16, 2), []
+        experiment = Experiment(task, (task,), (0.01,), 2, 2, 2, Sizes(1, 16, 2, 4))
+        runs = lambda rates: [experiment.run(v, seed, 0.01) for v in ("ssc", "grm") for seed in seeds if (v, seed) != ("ssc", 1)]
+    """
+    cell = lambda source, tag: nbformat.v4.new_code_cell(textwrap.dedent(source), metadata={"tags": [tag]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell("seeds = [0]", "parameters"), cell(declares, "runs")]), bench / "needle.ipynb")
+    assert [str(f) for f in verify(folder, bench.parent).incomplete] == ["needle/cpu/grm: has seeds none; expected 0, 1, as needle.yaml names them",
+                                                                         "needle/cpu/ssc: has seeds 0, 1; expected 0, as needle.yaml names them"]
+
+
+def test_of_a_ladder_a_pair_is_wanted_until_the_gate_opens(folder):
+    bench = folder.parent / "nbs/bench"
+    bench.mkdir(parents=True)
+    (bench / "text.yaml").write_text("cpu: {seeds: [0, 1], variants: [none, grm, attention], steps: [5, 20, 80], compare_up_to: 5, always: false}\n")
+    kind = next(r for r in read_all(folder)[0] if r.run)
+    def record(steps, variant, seed, bits):
+        content = {"variant": variant, "seed": seed, "scores": [{"length": 8, "bits_per_byte": bits}]}
+        return kind._replace(path=PurePosixPath(f"text/cpu/steps-{steps}/{variant}-seed{seed}.json"), content=content)
+    lacks = lambda *records: [str(f).removesuffix(", as text.yaml names them") for f in check_seeds(bench.parent, list(records))]
+    none = lambda steps, *variants: [f"text/cpu/steps-{steps}/{v}: has seeds none; expected 0" for v in variants]
+    assert lacks() == none(5, "attention", "none") + none(20, "attention", "none") + none(80, "attention", "none")
+    first = [record(5, "none", 0, 2.0), record(5, "attention", 0, 1.9)]                         # opens for the first seed, then not for both
+    whole = first + [record(5, v, 1, 2.0) for v in ("none", "attention")] + [record(5, "grm", seed, 2.0) for seed in (0, 1)]
+    assert lacks(*first) == [f"text/cpu/steps-5/{v}: has seeds {h}; expected 0, 1" for v, h in (("attention", "0"), ("grm", "none"), ("none", "0"))]
+    assert lacks(*whole) == []                                                                  # .05 in the mean
+    whole[3] = record(5, "attention", 1, 2.09)
+    assert lacks(*whole) == none(20, "attention", "none") + none(80, "attention", "none")
+    assert lacks(*whole, record(20, "none", 0, 2.0), record(20, "attention", 0, 1.9)) == []
 
 
 def test_exit_codes_and_json(folder):

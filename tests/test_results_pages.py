@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from mc.evidence import report
+from mc.evidence import report, scores
 from mc.evidence.experiments import Experiment
 from mc.evidence.measured import measure
 from mc.evidence.scores import Estimate, by_seed, estimate, gap, measured, right, splits, state_bytes, trials
@@ -25,6 +25,12 @@ def record(variant, seed, shares, **routing):
 
 def three(variant, at_8192):
     return [record(variant, seed, {128: 1.0, 8192: a}) for seed, a in enumerate(at_8192)]
+
+
+@pytest.fixture(autouse=True)
+def chance_is_half(monkeypatch):
+    "Records made up here do not say what a router that draws would need."
+    monkeypatch.setattr(scores, "by_chance", lambda record, score: 0.5)
 
 
 # ---- numbers
@@ -67,7 +73,14 @@ def test_splits_show_the_parts_of_variants_with_a_router():
     records = [record("none", 0, {8192: 0.1}), record("ssc", 0, {8192: 0.72}, **parts), record("grm", 0, {8192: 0.72}, **parts)]
     shown = splits(records, ["grm", "ssc", "fenwick"], length=8192)
     assert list(shown.index) == ["GRM, independent", "SSC, independent"]
-    assert list(shown.loc["SSC, independent"]) == ["0.80 (one seed)", "0.90 (one seed)", "no such question", "0.72 (one seed)"]
+    assert list(shown.loc["SSC, independent"]) == ["0.80 (one seed)", "0.50", "0.90 (one seed)", "no such question", "0.72 (one seed)"]
+
+
+def test_last_losses_are_means_of_a_hundred_steps_over_seeds():
+    falls = lambda seed: record("none", seed, {128: 1.0}) | {"loss_every_20": [9.0, *[2.0 + seed] * 5, *[1.0] * 5]}
+    short = record("ssc", 0, {128: 1.0}) | {"loss_every_20": [1.0] * 9}
+    shown = report.last_losses([falls(0), falls(1), short, record("grm", 0, {128: 1.0})])
+    assert list(shown.index) == ["no caching"] and list(shown.loc["no caching"]) == ["2.500", "1.000", "−60%"]
 
 
 def test_curves_have_bars_only_where_there_are_several_seeds():
@@ -112,6 +125,17 @@ def test_a_rate_is_taken_when_all_trials_are_there(folder):
     assert shown.loc["no caching", "rate taken"] == "" == shown.loc["no caching", "0.01"]
     assert shown.loc["SSC, independent", "rate taken"] in ("0.003", "0.01")
     assert trials(folder / "nowhere").empty
+    taken = shown.loc["SSC, independent", "rate taken"]
+    end = {"0.003": "smallest", "0.01": "largest"}[taken]
+    assert report.at_the_edge(shown) == f"The search took the {end} rate that was tried, {taken}, for *SSC, independent*: beyond it a better one may lie."
+    assert report.at_the_edge(shown[:1]) == report.at_the_edge(trials(folder / "nowhere")) == ""
+
+
+@pytest.mark.parametrize("page", [p.stem for p in sorted((ROOT / "nbs/bench").glob("*.yaml")) if "gpu" in yaml.safe_load(p.read_text()) and p.stem not in ("speed", "cost")])
+def test_a_page_says_that_its_large_profile_was_not_run_and_how_to_try_it(page):
+    below = (ROOT / f"nbs/bench/{page}.md").read_text().split("\n## Reproduce\n")[1]
+    (line,) = [row for row in below.splitlines() if row.startswith(f"mc bench {page} --profile gpu --dry-run ")]
+    assert "not run here" in line and "meta device" in line
 
 
 # ---- what the pages say

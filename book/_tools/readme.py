@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "Nothing here confirms or refutes the paper's tables.\n\n", "* CPU time of a whole layer"
-NAMES = ("SSC in long texts", "only the cache", "best per width", "DLA, GRM")
+NAMES = ("SSC in long texts", "only the cache", "best per width", "DLA, GRM", "between, deep")
 
 
 def written(readme: str, root: Path = ROOT) -> str:

@@ -125,10 +125,10 @@ def check_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
-# %% ../../nbs/workshop/command_line.ipynb #84c7421f
+# %% ../../nbs/workshop/command_line.ipynb #2e01dcfa
 COMMANDS = {
     "bench": ("mc.commands.bench:bench", "Run the benchmark NAME and keep its records; without NAME, list them."),
-    "results verify": ("mc.commands.results:verify", "Check every record in FOLDER, and every number in the book."),
+    "results verify": ("mc.commands.results:verify", "Check every record in FOLDER, and numbers typed into the book."),
     "results compare": ("mc.commands.results:compare", "Show what differs between the evaluations A and B, row by row."),
     "results report": ("mc.commands.results:report", "Show all runs recorded in FOLDER, in a table for each experiment."),
     "tokenizer train": ("mc.commands.text:train_tokenizer", "Learn a byte-pair tokenizer from texts."),

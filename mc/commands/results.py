@@ -17,7 +17,7 @@ Folder = Annotated[str, typer.Argument(metavar="FOLDER", parser=str, help="Holds
 Results = Annotated[str, typer.Argument(metavar="FOLDER", parser=str, help="Holds BENCHMARK/PROFILE/*.json, or one evaluation.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# %% ../../nbs/workshop/command_results.ipynb #78f5c2fc
+# %% ../../nbs/workshop/command_results.ipynb #8998adcb
 def counted(count: int, word: str) -> str:
     "`1 record`, `2 records`."
     return f"{count:,} {word}" + ("" if count == 1 else "s")
@@ -47,11 +47,11 @@ def verify(
     complete: Annotated[bool, typer.Option("--complete", help="What is missing is a fault.")] = False,
     as_json: Json = False,
 ):
-    """Check every record in FOLDER, and every number in the book.
+    """Check every record in FOLDER, and numbers typed into the book.
 
     FOLDER may also hold the results of mc evaluate.
 
-    Exit code 1 if something is wrong. A missing seed is said, and wrong with --complete only.
+    Exit code 1 if something is wrong. A missing run is said, and wrong with --complete only.
     """
     from mc.evidence.bundles import is_bundle
 

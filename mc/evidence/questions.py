@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['apart', 'QUESTIONS', 'Question', 'both', 'after', 'sharper']
 
-# %% ../../nbs/evidence/open_questions.ipynb #5e094828
+# %% ../../nbs/evidence/open_questions.ipynb #c0547caa
 from dataclasses import dataclass
 from pathlib import Path
 
-from .claims import claim, gaps
-from .ledger import Found, Missing, Source, proved, untestable
-from .ledger_runs import change, each, paired, scatter
-from .ledger_times import ratio
+from .claims import claim
+from .ledger import Found, Missing, Source, proved, unmeasured, untestable
+from .ledger_numbers import by_segment, every_seed, not_run, scatter, segment_costs, token_costs
+from .ledger_runs import change, each, paired
+from .ledger_times import cost, ratio
+from ..paper.sentences import gaps
 
 
 @dataclass(frozen=True)
 class Question:
     """One thing that the paper leaves open. `told`: what it says. `yes`, `no`, `open`: the answer if the first evidence holds (or is
-    exact), does not, or decides nothing. `alike`: how many of the evidence must agree for that. `note`: what we do, or did not.
+    exact), does not, or decides nothing. `alike`: how many of the evidence must agree for that, comparisons of `first` with what is
+    usual. `note`: what we do, or did not.
     """
 
     short: str
@@ -30,6 +33,7 @@ class Question:
     open: str = "Our seeds do not decide it."
     note: str = ""
     alike: int = 1
+    first: str = ""
 
     def evidence_in(self, root: Path) -> list[Found]:
         "What the records of the repository `root` say; one that is not there is not measured yet."
@@ -51,7 +55,8 @@ class Question:
         if len(set(alike)) > 1:
             more, less, nothing, same = map(alike.count, ("holds here", "does not hold here", "undecided", equal))
             rest = f"; {nothing} undecided" + (f", {same} without any difference" if same else "")
-            return f"It depends: the one named first recalls more in {more} of {len(alike)} comparisons, less in {less}{rest}."
+            said = f"{self.first} recalls more in {more} of {len(alike)} comparisons, less in {less}{rest}."
+            return f"It depends: {said}" if more and less else said[0].upper() + said[1:]
         return answers.get(said[0]) or f"{(found[0].ours or found[0].said.capitalize()).rstrip('.')}."
 
 
@@ -75,61 +80,69 @@ def sharper() -> tuple[Source, ...]:
     return (*scaled, *longer, paired("gates/needles-grm-scale4", "gates/needles-grm", length=512))
 
 
-apart = min(gaps("soup", "ssc", 1))
+apart = min(gaps("soup", "ssc", 1).values())
 QUESTIONS = (
     Question("u = q", "Can the query take the connector's place?", "Offered in Sec. 3.1; the row of Table 5 holds zeros.",
              both("grm-shared", "grm") + both("ssc-shared", "ssc"), "Yes: with u = q models recall more.",
-             "No: a connector of its own recalls more.", note="Trained with u = q, everything else alike.", alike=4),
+             "No: a connector of its own recalls more.", note="Trained with u = q, everything else alike.", alike=4, first="a model with u = q"),
     Question("checkpoint", "Checkpoints or independent segments?", "Sec. 3.4 points to a section that has nothing on it.",
-             (claim("checkpoints").measured,) + both("grm-checkpoint", "grm") + both("ssc-checkpoint", "ssc"),
-             "Checkpoints recall more.", "Independent segments recall more.", note="Linear memory; deep ones were not run with both.", alike=5),
+             (claim("checkpoints").measured,) + both("grm-checkpoint", "grm") + both("ssc-checkpoint", "ssc")
+             + (not_run("deep", "Deep memories were run with independent segments only: these trainings took {hours} CPU hours, and checkpoints would take nearly as many again."),),
+             "Checkpoints recall more.", "Independent segments recall more.", note="Linear memory.", alike=5, first="a model with checkpoints"),
     Question("after training", "Does caching help a finished model?", "Claimed in Sec. 4.3 for a moving average, without a number.",
              after("signed-16") + after("shared-16") + after("random-16") + (claim("uniform average").measured, claim("fading average").measured),
              "Yes, if it chooses what it reads and the sign of its scores is found first; for averages see the last lines.",
              "Not by choosing what it reads; for averages see the last lines.",
-             note="First SSC on the model trained at 128 tokens, with u = ±q (the sign found per head on eight texts), with u = q, and at random; then averages over segments "
-                  "as long as the training, of the model trained on at 1,024. The uniform one is the model itself.", alike=2),
+             note="First SSC on the model trained at 128 tokens, with u = ±q (the sign found per head on eight texts), with u = q, and at random; then averages: every recorded one, "
+                  "of all weights, segments and tests. The uniform one is the model itself.", alike=2, first="this reading"),
     Question("bytes, time", "What does a token cost, and how many bytes?", "Sec. 5.7 has training throughput only.",
-             (ratio("speed/cpu/streaming"), ratio("speed/cpu/attention-32")), "Less than with attention's cache in long texts.",
-             "More than with attention's cache.", note="A matrix memory of a head of size D needs fewer bytes than keys and values if segments are longer than D/2; What reading costs has the count."),
+             (cost("decode", "attention", "grm"), token_costs("attention", "none", "grm", "ssc"), ratio("speed/cpu/streaming"), claim("one token, deep").measured, ratio("speed/cpu/attention-32")),
+             "With a linear memory less than with attention's cache in long texts, in time and bytes, more in short ones; with a deep one see the fourth line.",
+             "More than with attention's cache.", note="The first four lines are the next token, the last a training step. A matrix memory of a head of size D needs fewer bytes than keys and values if segments are longer than D/2; What reading costs has the count."),
     Question("k", "How many memories should SSC read?", "k is not given.",
              tuple(paired(f"gates/needles-ssc{k}", f"gates/needles-ssc{k}-random", length=2048) for k in ("", "-k1", "-k2", "-k8"))
              + tuple(paired(f"gates/needles-ssc-k{k}", "gates/needles-ssc", length=2048) for k in (1, 2, 8)),
              "Few are enough if the right ones are chosen: the same number at random recalls less.", "At random it recalls more.",
-             note="First each k against its random router, then k = 1, 2, 8 against 4.", alike=4),
-    Question("W_u", "What are shape, initialisation and scale of the connector?", "Not given.", sharper(),
+             note="First each k against its random router, then k = 1, 2, 8 against 4.", alike=4, first="SSC that chooses"),
+    Question("W_u", "What are shape, initialisation and scale of the connector?", "Not given.",
+             sharper() + (not_run("gates", "Shape and initialisation were not varied: each choice is a training of its own, with its search, for both ways and tasks; the trainings on gates took {hours} CPU hours without them."),),
              "Shape and initialisation were not measured; a larger scale when reading recalls more in texts much longer than those of the training.",
              "Shape and initialisation were not measured; a larger scale when reading recalls less in texts much longer than those of the training.",
              "Shape and initialisation were not measured, and of the scale when reading our seeds decide nothing.",
-             note="Every connector here is a linear map of the model's width as PyTorch initialises it, with a gate for every head, and was trained with scale 1; only for reading the scores are multiplied.", alike=4),
+             note="Every connector here is a linear map of the model's width as PyTorch initialises it, with a gate for every head, and was trained with scale 1; only for reading the scores are multiplied.", alike=4, first="a larger scale"),
     Question("pool", "Is a segment the mean of its tokens or the sum of its keys?", "Eq. 10 says mean, Sec. 3.3 sum.",
-             both("grm-sum", "grm") + both("ssc-sum", "ssc"), "The sum recalls more.", "The mean recalls more.", note="Of keys, both times.", alike=4),
+             both("grm-sum", "grm") + both("ssc-sum", "ssc"), "The sum recalls more.", "The mean recalls more.", note="Of keys, both times.", alike=4, first="the sum"),
     Question("causal pool", "How is the running segment pooled without seeing the future?", "Not said.",
              (proved("test_layer.py::test_no_output_depends_on_a_later_token"),), "By the mean of its keys so far; no output depends on a later token."),
     Question("softmax", "Softmax before or after the choice of k?", "Not said.",
              (proved("test_equations.py::test_a_softmax_over_all_keeps_the_gates_of_grm"), proved("test_equations.py::test_ssc_that_reads_everything_is_grm")),
-             "Both are GRM if everything is chosen; which recalls more was not measured.", note="All runs here take it after the choice."),
+             "In our layer it makes no difference: the gates differ by one factor for each token, which the norm behind the read takes out, but for its small constant (Sparse choice shows it).",
+             note="So there is nothing to measure. If everything is chosen both are GRM. All runs here take it after the choice."),
     Question("logarithm", "Is a logarithmic cut one of the text, or of each token's past?", "Sec. 4.2 and 5.2 disagree.",
              (proved("test_equations.py::test_logarithmic_cuts"), claim("Log-Linear++ over none").measured, claim("equal segments, SSC").measured),
              "Of each token's past: the other one caches nothing at powers of two."),
     Question("C", "How long should a segment be?", "16 to 512 are announced, and no table is over lengths.",
-             (claim("short segments").measured,), "Shorter ones recall more, and cost more.", "Shorter ones do not recall more."),
+             (claim("short segments").measured, every_seed("state_per_byte/grm-64", pairs=64), by_segment, segment_costs),
+             "In MQAR shorter ones recall more, and they cost more time and bytes.", "In MQAR shorter ones do not recall more; they cost more time and bytes.",
+             note="The seeds with segments of 64 tokens are far apart, so how much shorter ones give is unsure."),
     Question("contexts", "What do contexts of 2K, 8K and 32K show?", "Announced, no results.",
              (change("length_of_training/ssc", dict(length=1024), dict(length=16384)),
               untestable("Training at such lengths is not within our means; tests go to 16,384 tokens, sixteen times the length of the training.")),
              "Sparse reading recalls more in 16 times the length of its training.", "Recall falls at 16 times the length of the training, also with sparse reading.",
              "With sparse reading no clear loss at 16 times the length of the training."),
-    Question("hybrids", "Does caching help on top of attention?", "Argued in Sec. 4.1, never run.", (claim("hybrids gain").measured,)),
+    Question("hybrids", "Does caching help on top of attention?", "Argued in Sec. 4.1, never run.",
+             (unmeasured("Not run: on MQAR attention alone leaves nothing to gain; on needles in long texts it does, but a hybrid is another model, with a search and seeds of its own, for which there was no time."),
+              every_seed("state_per_byte/attention", pairs=64), every_seed("extrapolation/attention", length=8192))),
     Question("gradients", "Do cached states carry gradient?", "Not said.", both("grm-detach", "grm") + both("ssc-detach", "ssc"),
              "Without it models recall more.", "They must: without it models recall less.", note="With `detach_cache` what later segments read trains no earlier write.",
-             alike=4),
+             alike=4, first="a model without gradients through its cache"),
     Question("equal bytes", "Is a cache better than one larger state of as many bytes?", "No such control.",
              (claim("equal bytes").measured, claim("best per width").measured, claim("deep, equal bytes").measured,
-              each("extrapolation/ssc", ["extrapolation/wide"], length=(2048, 8192))),
-             "Yes, where many pairs must be recalled from a short text.", "Not where many pairs must be recalled from a short text; on few facts in long ones see the last line.",
-             note="The first line compares nearly equal bytes; in the second and the last the cache takes several times as many."),
+              each("extrapolation/ssc", ["extrapolation/wide"], length=(2048, 8192)), every_seed("state_per_byte/grm-64", pairs=64)),
+             "Yes, where many pairs must be recalled from a short text.", "Not where many pairs must be recalled from a short text; on few facts in long ones see the fourth line.",
+             note="The first line compares nearly equal bytes, and the seeds of its cache are far apart (last line); in the second and the fourth the cache takes several times as many."),
     Question("seeds", "How far do seeds scatter?", "Tables 1 to 5 have one number a cell.",
-             (scatter(("extrapolation", "length_of_training", "after_training", "state_per_byte", "few_or_many", "gates", "deep")),
+             (scatter(("extrapolation", "length_of_training", "state_per_byte", "gates", "deep")),
               claim("SSC in long texts").measured, claim("GRM, recall").measured, claim("Soup over SSC").measured),
              note=f"The other lines are comparisons with their intervals over seeds. In Table 1, Soup and SSC of one model are {apart:.2f} points apart."),
 )

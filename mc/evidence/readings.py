@@ -51,7 +51,7 @@ def rerouted(
         made = r
     return made.to(r).masked_fill(~seen, float("-inf"))
 
-# %% ../../nbs/workshop/readings.ipynb #eca6b563
+# %% ../../nbs/workshop/readings.ipynb #1cf8bf23
 class Note(NamedTuple):
     """Of Q questions to one layer: `hit`, whether the memory with the answer is among the best,
     `shares`, its gate over an even share, and `lead`, its score minus the mean score of the others (B, H, Q);
@@ -126,8 +126,8 @@ def noted(route, truth: Tensor, asked: Tensor, top_k: int, visible: Tensor) -> N
     r, gates = route.scores.gather(2, where), route.gates.gather(2, where)
     seen = r > float("-inf")
     score = r.masked_fill(~truth, float("-inf")).amax(-1)
-    better = (r[..., :-1] > score[..., None]).sum(-1)
-    online = truth[..., -1].expand_as(better)
+    online = truth[..., -1].expand_as(score)
+    better = (r[..., :-1] >= score[..., None]).sum(-1) - 1
     others = r.masked_fill(truth | ~seen, 0).sum(-1) / (seen & ~truth).sum(-1).clamp(min=1)
     shares = (gates * truth).sum(-1) * seen.sum(-1)
     return Note((better < top_k) | online, shares, score - others, gates, visible.gather(2, where))

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from .. import figures
 from .scores import Estimate, by_seed, estimate, sized, state_bytes, variants
 
-# %% ../../nbs/workshop/score_figures.ipynb #7ac9e07c
+# %% ../../nbs/workshop/score_figures.ipynb #3e33f6d3
 def bars(estimates: list[Estimate]) -> dict:
     "Error bars of the intervals; none where there is a single seed."
     up = [e.high - e.mean if e.count > 1 else 0 for e in estimates]
@@ -36,9 +36,10 @@ def short(n: int) -> str:
     return f"{n // 1024:,}K" if n >= 1024 and n % 1024 == 0 else f"{n:,}"
 
 
-def curve(records: list[dict], axis: str, title: str, x: str, only: list[str] | None = None, **sizes):
+def curve(records: list[dict], axis: str, title: str, x: str, only: list[str] | None = None, hidden: tuple[str, ...] = (), **sizes):
     """The share right against `axis`, a size of the tests ("length" or "pairs"), a line for each variant (of `only` these)
-    with the intervals of the means. `x` names the axis; `sizes`: what else the tests have in common.
+    with the intervals of the means; `hidden` ones are drawn when their name in the legend is clicked. `x` names the axis; `sizes`: what else
+    the tests have in common.
     """
     groups, fig, said, ticks = shown(records, only), go.Figure(), [], set()
     for i, (variant, mine) in enumerate(groups.items()):
@@ -54,6 +55,7 @@ def curve(records: list[dict], axis: str, title: str, x: str, only: list[str] | 
             y=[round(e.mean, 4) for e in means],
             error_y=bars(means),
             name=name,
+            visible="legendonly" if variant in hidden else True,
             mode="lines+markers",
             line=dict(color=colour, dash=dash, width=2.5),
             marker=dict(size=5),

@@ -135,7 +135,7 @@ def kind_figure(records: list[dict], length: int | None = None):
     framed(fig, "By kind of word", "", seen)
     return figures.describe(fig, f"Bits per byte gained over no caching. {'; '.join(said)}.")
 
-# %% ../../nbs/workshop/text_report.ipynb #c7a191d9
+# %% ../../nbs/workshop/text_report.ipynb #c5c6693d
 def every_seed(trainings: dict[int, list[dict]]):
     "Bits per byte of every run, a column for each length of the rows."
     import pandas as pd
@@ -151,13 +151,14 @@ def every_seed(trainings: dict[int, list[dict]]):
 
 
 def search_table(trials: list[dict]):
-    "Bits per byte on the validation text of every trial of the rates."
+    "Bits per byte on the validation text of every trial of the rates, and the rate that was taken."
     import pandas as pd
 
-    found = {}
+    tried = {}
     for r in trials:
-        rate, name = r["settings"]["training"]["learning_rate"], r["variant"].rsplit("-rate", 1)[0]
-        found.setdefault(figures.NAMES[name], {})[f"{rate:g}"] = f"{bits(r):.4f}"
+        name = figures.NAMES[r["variant"].rsplit("-rate", 1)[0]]
+        tried.setdefault(name, {})[f"{r['settings']['training']['learning_rate']:g}"] = bits(r)
+    found = {name: {rate: f"{b:.4f}" for rate, b in some.items()} | {"rate taken": min(some, key=some.get)} for name, some in tried.items()}
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("learning rate", axis=1)
 
 

@@ -103,7 +103,7 @@ function explorer(model, root) {
     n: next(1), p: next(-1), "+": () => scale(0.5), "=": () => scale(0.5), "-": () => scale(2), h: home, ...routers, ...digits });
 
   root.replaceChildren(heading(v.title, "Choose a needle and a model. Point at a strip to read it, drag over it to zoom, click for the tokens of a segment.",
-    "n and p go to the next needle, ↑ ↓ to the next model, ← → to the next segment, + and − zoom, l, o and r choose the router.", v.notes), spoken.el,
+    "n and p move by one needle, ↑ ↓ by one model, ← → by one segment, + and − zoom, l, o and r choose the router.", v.notes), spoken.el,
   h("div", { class: "choices" }, texts.el, router.el, layers.el), story.el, rows.el, scaleLegend(), reading, map.el, bar.el, inside.el);
   setText(reading, " ");
   view.segment = asked().segment;

@@ -85,8 +85,8 @@ def explore_needles(
     data = needles_data(models, texts, title, vocabulary, notes)
     return NeedlesExplorer(data=data, still=still_of(data))
 
-# %% ../../nbs/workshop/explorer_needles.ipynb #b2bf9e16
-ORDER = ("none", "wide", "swla", "attention", "grm", "grm-as-ssc", "ssc", "swla-ssc", "fenwick", "checkpoint")
+# %% ../../nbs/workshop/explorer_needles.ipynb #9c436f21
+ORDER = ("none", "wide", "swla", "residual", "attention", "grm", "grm-as-ssc", "ssc", "swla-ssc", "fenwick", "checkpoint")
 LENGTHS = (2048, 8192)
 SEED = 2026  # of the texts
 
