@@ -60,21 +60,22 @@ def call(form, name, rules, segments, x, rates, cache=None, params=(), implement
     return one_pass(*x, memory, rules, segments, coefficients_of(memory, rates), implementation or form, cache)
 
 
-def outcome(form, name, rules, segments, T, before=0):
-    "By name all that a call gives after `before` tokens, and the gradients of everything that went in; and the pass."
-    (x, rates), params, cache = tokens(before + T, seed=T), weights(), None
+def outcome(form, name, rules, segments, T, before=0, device="cpu"):
+    "By name all that a call on `device` gives after `before` tokens, and the gradients of everything that went in, on the CPU; and the pass."
+    on = lambda some: [a.detach().to(device).requires_grad_() for a in some]
+    (x, rates), params, cache = on(tokens(before + T, seed=T)), on(weights()), None
     if before:
         cache = call(form, name, rules, segments, x[:, :, :before], rates[:, :, :before], params=params).cache
     out = call(form, name, rules, segments, x[:, :, before:], rates[:, :, before:], cache, params)
     kept = {"y": out.y, "gates": out.gates, "pools": out.cache.pools, "key_sum": out.cache.key_sum}
     for part in ("states", "online", "pending"):
         kept |= {f"{part}.{leaf}": a for leaf, a in getattr(out.cache, part).items()}
-    loss = sum((a * randn(*a.shape, seed=i)).sum() for i, a in enumerate(kept.values()))
+    loss = sum((a * randn(*a.shape, seed=i).to(device)).sum() for i, a in enumerate(kept.values()))
     inputs = {"q, k, v, u": x, "coefficients": rates, "w1": params[0], "w2": params[1]}
     grads = torch.autograd.grad(loss, inputs.values(), allow_unused=True)
     grads = {f"gradient of {n}": torch.zeros_like(a) if g is None else g for (n, a), g in zip(inputs.items(), grads)}
     routes = {"scores": out.scores.masked_fill(out.scores.isinf(), 0), "chosen": out.chosen.double()}
-    return kept | routes | grads, out
+    return {n: a.cpu() for n, a in (kept | routes | grads).items()}, out
 
 
 def assert_same(fast, plain, tolerance=1e-9):

@@ -144,6 +144,15 @@ def test_the_gate_stops_or_goes_on(monkeypatch, experiment, tmp_path):
     assert count(tmp_path / "lucky") == {1: 6, 2: 2, 3: 2}                        # one seed had passed, both together did not
 
 
+def test_half_a_pair_of_an_interrupted_run_is_left_out(compared, tmp_path):
+    place = tmp_path / "steps-2"
+    place.mkdir()
+    for name in ("none-seed0", "ssc-seed0", "attention-seed1", "attention-seed0"):
+        assert text_records(tmp_path) == {}
+        (place / f"{name}.json").write_bytes((compared[0] / f"steps-2/{name}.json").read_bytes())
+    assert [len(some) for some in text_records(tmp_path).values()] == [4]
+
+
 def test_figures_say_what_they_show(compared):
     records = compared[1]
     assert set(fewer(records)) == {"ssc", "attention"} and set(along(records)) == {"ssc", "attention"}

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['SEARCH_SEED', 'SEARCH_TEST_SEED', 'Experiment', 'best_rate']
 
-# %% ../../nbs/workshop/experiments.ipynb #58a9312e
+# %% ../../nbs/workshop/experiments.ipynb #02824b59
 from dataclasses import dataclass, replace
 
-from ..checks.values import check_kind, settle
+from ..checks.values import check_choice, check_kind, settle
 from .record_schema import Training
-from .runs import TASKS, TEST_SEED, Run, check_tasks
+from .runs import DEVICES, TASKS, TEST_SEED, Run, check_tasks
 from .schema import Count, Rate, Sample, argument, several
 from .variants import Sizes, model_of
 
-# %% ../../nbs/workshop/experiments.ipynb #5d7637c6
+# %% ../../nbs/workshop/experiments.ipynb #91703682
 SEARCH_SEED = 1000
 SEARCH_TEST_SEED = TEST_SEED + 2
 
@@ -38,9 +38,11 @@ class Experiment:
     test_tokens: int = 2**18
     search_length: int = 2048
     search_tokens: int = 2**16
+    device: str = "cpu"
 
     def __post_init__(self):
         check_kind("sizes", self.sizes, Sizes)
+        check_choice("device", self.device, DEVICES)
         check_kind("task", self.task, *TASKS.values())
         settle(self, tests=check_tasks(self.task, self.tests, self.task.vocab_size))
         words = dict.fromkeys(("steps", "batch", "search_steps", "test_tokens", "search_length", "search_tokens"), Count)
@@ -53,7 +55,7 @@ class Experiment:
         """
         model = model_of(of or variant, self.task.vocab_size, self.sizes, **changes)
         training = Training(steps=self.steps, batch=self.batch, learning_rate=rate, curriculum=self.curriculum)
-        return Run(variant, seed, self.task, model, training, self.tests, self.sequences, self.test_tokens, start)
+        return Run(variant, seed, self.task, model, training, self.tests, self.sequences, self.test_tokens, start, device=self.device)
 
     def reading(self, name: str, seed: int, start: str, of: str, router: str = "learned", tests: tuple = (), **changes) -> Run:
         "The weights of the run `start`, read as the variant `of` with `changes` to its options, or by another `router`."

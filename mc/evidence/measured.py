@@ -19,7 +19,7 @@ from .weights import checkpoint_beside, starting, trained, weights_beside
 from ..files import sweep
 from ..storage import load_json, save_json
 
-# %% ../../nbs/workshop/measured.ipynb #b0eb2289
+# %% ../../nbs/workshop/measured.ipynb #5b7e7afc
 def folder_of_records(folder: str | Path) -> Path:
     "`folder`, without what killed processes left in it; `ValueError` if it cannot be one."
     if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
@@ -68,7 +68,7 @@ def kept(run, folder: Path, command: str, schema, begin, scores) -> dict:
     checkpoint = checkpoint_beside(path)
     torch.set_num_threads(1)
     sweep(folder)
-    made_by = provenance(command)  # before the code can change under a long run
+    made_by = provenance(command, run.device)  # before the code can change under a long run
     model, begun = begin(run, folder)
     found = {}
     if run.training:

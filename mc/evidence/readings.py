@@ -25,7 +25,7 @@ from ..nn.model import LanguageModel
 from ..read.router import gate
 from ..tasks.mqar import Batch
 
-# %% ../../nbs/workshop/readings.ipynb #e1cad3db
+# %% ../../nbs/workshop/readings.ipynb #498e2d2c
 ROUTERS = ("learned", "oracle", "random", "fading", "signed")
 
 
@@ -43,7 +43,7 @@ def rerouted(
     elif router == "fading":
         made = -0.6931472 * seen.flip(-1).cumsum(-1).flip(-1)
     elif router == "signed":
-        made = r.masked_fill(~seen, 0) * sign[:, None, None]
+        made = r.masked_fill(~seen, 0) * sign.to(r)[:, None, None]
     elif router == "oracle":
         where = asked[:, None, :, None].expand(*r.shape[:2], -1, r.shape[-1])
         made = r.scatter(2, where, r.gather(2, where).masked_fill(~truth, float("-inf")))
@@ -51,7 +51,7 @@ def rerouted(
         made = r
     return made.to(r).masked_fill(~seen, float("-inf"))
 
-# %% ../../nbs/workshop/readings.ipynb #1cf8bf23
+# %% ../../nbs/workshop/readings.ipynb #2b18ec36
 class Note(NamedTuple):
     """Of Q questions to one layer: `hit`, whether the memory with the answer is among the best,
     `shares`, its gate over an even share, and `lead`, its score minus the mean score of the others (B, H, Q);
@@ -113,7 +113,7 @@ def places(batch: Batch) -> Tensor:
 def holding(r: Tensor, bounds: list[tuple[int, int]], asked: Tensor, source: Tensor) -> Tensor:
     "Which memories of those seen hold the answers to the questions `asked` (B, Q): (B, 1, Q, M+1)."
     place = source.gather(1, asked)[:, None, :, None]
-    first, after = torch.tensor(bounds).long().view(-1, 2).T
+    first, after = torch.tensor(bounds, device=place.device).long().view(-1, 2).T
     where = asked[:, None, :, None].expand(-1, -1, -1, r.shape[-1])
     seen = r[:, :1].gather(2, where)[..., :-1] > float("-inf")
     cached = (first <= place) & (place < after) & seen
@@ -132,7 +132,7 @@ def noted(route, truth: Tensor, asked: Tensor, top_k: int, visible: Tensor) -> N
     shares = (gates * truth).sum(-1) * seen.sum(-1)
     return Note((better < top_k) | online, shares, score - others, gates, visible.gather(2, where))
 
-# %% ../../nbs/workshop/readings.ipynb #76aed259
+# %% ../../nbs/workshop/readings.ipynb #8c6d2225
 def reader_of(model: LanguageModel, router: str = "learned") -> LanguageModel:
     "`model` with a `Reader` in the place of each Memory Caching layer whose scores decide; it shares the weights."
     check_kind("model", model, LanguageModel)
@@ -151,17 +151,18 @@ def readers(model: LanguageModel) -> list[Reader]:
 
 @torch.no_grad()
 def ask(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Note]]:
-    "The logits (B, Q, V) at the questions of `batch`, and what each reader of `model` noted."
+    "The logits (B, Q, V) at the questions of `batch`, which may be on another device, and what each reader of `model` noted."
+    batch = Batch(*(a.to(next(model.parameters()).device) for a in batch))
     for reader in readers(model):
         reader.batch = batch
-    rows = torch.arange(len(batch.tokens))[:, None]
+    rows = torch.arange(len(batch.tokens), device=batch.tokens.device)[:, None]
     return model(batch.tokens)[rows, places(batch)], [r.note for r in readers(model)]
 
 
 def read(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Note]]:
     "Whether the answers are right (B, Q), and what each reader of `model` noted."
     logits, notes = ask(model, batch)
-    return logits.argmax(-1) == batch.labels.gather(1, places(batch)), notes
+    return logits.argmax(-1) == batch.labels.gather(1, places(batch)).to(logits.device), notes
 
 
 def find_signs(model: LanguageModel, batch: Batch) -> list[list[int]]:

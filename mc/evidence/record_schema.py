@@ -28,7 +28,7 @@ from mc.evidence.schema import (
     Whole,
 )
 
-# %% ../../nbs/workshop/record_schema.ipynb #2b147af4
+# %% ../../nbs/workshop/record_schema.ipynb #ae69ea4f
 class Provenance(Checked):
     "What produced a number; comes last in a record."
 
@@ -141,6 +141,7 @@ class MeasuredSettings(Checked):
     start: Text | None = Field(description="benchmark and name of a run, or null")
     router: Name
     test_seed: Whole
+    device: Name = "cpu"
 
 
 class Measured(Provenance):
@@ -194,6 +195,7 @@ class TextSettings(Checked):
     training: Training = Field(description="steps, batch, learning_rate and curriculum")
     split: Name
     lengths: Counts
+    device: Name = "cpu"
 
 
 class TextRecord(Provenance):

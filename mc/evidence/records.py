@@ -15,7 +15,7 @@ from pathlib import Path
 from .schema import Checked, checked
 from ..storage import load_json
 
-# %% ../../nbs/workshop/records.ipynb #625a47c8
+# %% ../../nbs/workshop/records.ipynb #4ef4a160
 def git(*arguments: str) -> str:
     "What git says in this folder; nothing where it cannot."
     try:
@@ -35,17 +35,19 @@ def processor() -> str:
     return next(iter(names), platform.processor()) or platform.machine()
 
 
-def provenance(command: str) -> dict:
-    "What produced a number: `command`, commit, device, versions and time."
+def provenance(command: str, device: str = "cpu") -> dict:
+    "What produced a number: `command`, commit, `device` as it is called here, versions and time."
     import torch
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be one that torch sees; it sees no cuda")
     commit = git("rev-parse", "--short=12", "HEAD")
     changes = ("status", "--porcelain", "--untracked-files=no", "--", ":/mc", ":/nbs")
     dirty = "+" if commit and git(*changes) else ""
     return {
         "command": command,
         "commit": (commit or "none") + dirty,
-        "device": f"{processor()}, {torch.get_num_threads()} thread",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -6,7 +6,7 @@
 __all__ = ['SEARCH_SEED', 'GATE', 'PAIR', 'TextRun', 'measure_text', 'TextExperiment', 'least_bits', 'bits', 'gains', 'passes',
            'place', 'measure_texts', 'compare', 'text_records']
 
-# %% ../../nbs/workshop/text_runs.ipynb #3fbdb614
+# %% ../../nbs/workshop/text_runs.ipynb #32859e4e
 import json
 import time
 from functools import partial
@@ -19,13 +19,14 @@ from ..checks.values import check_kind
 from .measured import kept
 from .record_schema import TextRecord, Training
 from .records import read_records
+from .runs import device_of
 from .scores import ordered
 from .variants import Sizes, made, model_of
 from .workers import workers
 from ..nn.model import LanguageModel, LMConfig
 from ..tasks.language import Language, score
 
-# %% ../../nbs/workshop/text_runs.ipynb #8f551735
+# %% ../../nbs/workshop/text_runs.ipynb #93b5be33
 @dataclass(frozen=True)
 class TextRun:
     """What decides a record: `model` learns `task` by `training` and reads `split` in rows of each of `lengths` tokens."""
@@ -37,6 +38,7 @@ class TextRun:
     training: Training
     lengths: tuple[int, ...]
     split: str = "test"
+    device: str = "cpu"
     start = None  # it begins with new weights
 
     @property
@@ -54,6 +56,8 @@ class TextRun:
             "split": self.split,
             "lengths": self.lengths,
         }
+        if self.device != "cpu":
+            content["device"] = self.device
         return json.loads(json.dumps(content))
 
     def score(self, model: LanguageModel, length: int) -> dict:
@@ -62,7 +66,7 @@ class TextRun:
         task = replace(self.task, length=length, split=self.split)
         found = score(model, task)
         with torch.no_grad():
-            state = model.forward_with_cache(task.rows()[:1, :-1])[1].nbytes
+            state = model.forward_with_cache(task.rows()[:1, :-1].to(device_of(model)))[1].nbytes
         return found | {"state_bytes": state, "seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -78,9 +82,9 @@ def measure_text(run: TextRun, folder: str | Path, command: str) -> dict:
         run.task.texts.tokenizer.save(Path(folder) / "weights" / "tokenizer.json")
         return [run.score(model, length) for length in run.lengths]
 
-    return kept(run, Path(folder), command, TextRecord, lambda run, folder: (made(run.model, run.seed), {}), scores)
+    return kept(run, Path(folder), command, TextRecord, lambda run, folder: (made(run.model, run.seed).to(run.device), {}), scores)
 
-# %% ../../nbs/workshop/text_runs.ipynb #6e8e2c38
+# %% ../../nbs/workshop/text_runs.ipynb #3ddfa8ef
 SEARCH_SEED = 1000
 
 
@@ -95,12 +99,13 @@ class TextExperiment:
     batch: int
     search_steps: int
     sizes: Sizes = Sizes()
+    device: str = "cpu"
 
     def run(self, variant: str, seed: int, rate: float) -> TextRun:
         "The run of a `variant` of the table of variants at a learning `rate`."
         model = model_of(variant, self.task.vocab_size, self.sizes)
         training = Training(steps=self.steps, batch=self.batch, learning_rate=rate, curriculum=False)
-        return TextRun(variant, seed, self.task, model, training, self.lengths)
+        return TextRun(variant, seed, self.task, model, training, self.lengths, device=self.device)
 
     def search(self, variant: str) -> list[TextRun]:
         "The trials of a `variant`, one for each rate."
@@ -138,7 +143,7 @@ def passes(records: list[dict]) -> bool | None:
     found = gains(records)
     return sum(found.values()) / len(found) >= GATE if found else None
 
-# %% ../../nbs/workshop/text_runs.ipynb #33d05ab5
+# %% ../../nbs/workshop/text_runs.ipynb #dce9f0eb
 PAIR = ("none", "attention")
 
 
@@ -193,6 +198,8 @@ def compare(
 
 
 def text_records(folder: str | Path) -> dict[int, list[dict]]:
-    "The records of an experiment by steps of the training, the shortest first, in the order of `mc.figures.NAMES`."
+    """The records of an experiment by steps of the training, the shortest first, in the order of `mc.figures.NAMES`. Trainings of which no pair is complete
+    are left out: an interrupted run has half of one.
+    """
     found = {int(at.name.split("-")[1]): at for at in Path(folder).glob("steps-*")}
-    return {n: some for n in sorted(found) if (some := ordered(read_records(found[n], TextRecord)))}
+    return {n: some for n in sorted(found) if gains(some := ordered(read_records(found[n], TextRecord)))}

@@ -74,12 +74,12 @@ def trained(run: Run, model: LanguageModel, checkpoint: Path) -> dict:
         "loss_every_20": [round(sum(b) / len(b), 4) for b in blocks],
     }
 
-# %% ../../nbs/workshop/run_weights.ipynb #2176728f
+# %% ../../nbs/workshop/run_weights.ipynb #2f3b3010
 def starting(run: Run, folder: Path) -> tuple[LanguageModel, dict]:
     """The model with which `run` begins, and the hash of the file that it came from, for the record. Weights that are lost are made again first.
     `ValueError` where there is neither a record nor weights.
     """
-    model = made(run.model, run.seed)
+    model = made(run.model, run.seed).to(run.device)
     if run.start is None:
         return model, {"start_sha256": None}
     if lost(run.start, folder) and (difference := remade(run.start, folder)):
@@ -97,7 +97,7 @@ def starting(run: Run, folder: Path) -> tuple[LanguageModel, dict]:
     model.load_state_dict({n: a for n, a in state.items() if n in own} | {n: own[n] for n in fresh})
     return model, {"start_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
-# %% ../../nbs/workshop/run_weights.ipynb #ee9d8620
+# %% ../../nbs/workshop/run_weights.ipynb #cd5a55b3
 CLOSE = 1e-3  # scores that differ by less are the same
 
 
@@ -120,7 +120,7 @@ def remade(start: str, folder: str | Path) -> str | None:
     then = [found["right"] for found in record["scores"]]
     if max(abs(a - b) for a, b in zip(now, then, strict=True)) <= CLOSE:
         return None
-    here = provenance(record["command"])
+    here = provenance(record["command"], run.device)
     where = "the same machine" if all(here[n] == record[n] for n in ("device", "torch")) else "another machine"
     return (
         f"the weights of {start} were lost and made again on {where}: they answer {listed(now)} where the record says "

@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'VALIDATION', 'WORD', 'KINDS', 'PLACES', 'AT_ONCE', 'Texts', 'words_of', 'read_texts', 'Language',
            'words_at', 'kinds_of', 'bits_of', 'share_of', 'score']
 
-# %% ../../nbs/workshop/text_task.ipynb #be4bf7d7
+# %% ../../nbs/workshop/text_task.ipynb #aaf832f0
 import hashlib
 import math
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks.values import check_choice, check_kind, check_size
@@ -172,17 +172,18 @@ def kinds_of(task: Language) -> Tensor:
             kinds[row, column] = kind if number >= 0 else 0
     return kinds
 
-# %% ../../nbs/workshop/text_task.ipynb #6b2d0732
+# %% ../../nbs/workshop/text_task.ipynb #93330aed
 PLACES = 16
 AT_ONCE = 2**14  # tokens that are read at once
 
 
 @torch.no_grad()
 def bits_of(model, rows: Tensor) -> Tensor:
-    "Bits of every token of `rows` (R, T + 1) but the first of each (R, T)."
+    "Bits of every token of `rows` (R, T + 1) but the first of each (R, T), on the device of `rows`; `model` may be on another."
+    on = next((p.device for p in model.parameters()), rows.device) if isinstance(model, nn.Module) else rows.device
     parts = rows.split(max(AT_ONCE // rows.shape[1], 1))
-    losses = [F.cross_entropy(model(p[:, :-1]).mT, p[:, 1:], reduction="none") for p in parts]
-    return torch.cat(losses).double() / math.log(2)
+    losses = [F.cross_entropy(model(p[:, :-1]).mT, p[:, 1:], reduction="none") for p in (p.to(on) for p in parts)]
+    return torch.cat(losses).to(rows.device).double() / math.log(2)
 
 
 def share_of(bits: Tensor, sizes: Tensor) -> dict:
