@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMPLEMENTATIONS', 'one_pass', 'passed', 'guarded', 'about_of', 'memory_caching', 'read', 'parts_of']
 
-# %% ../nbs/workshop/function.ipynb #8d80d3a4
+# %% ../nbs/workshop/function.ipynb #44f8aa25
 from dataclasses import replace
 from functools import partial
 from typing import Callable
@@ -24,6 +24,7 @@ from mc.checks.calls import (
     read_rate,
 )
 from mc.checks.values import (
+    CAST,
     check_choice,
     check_flag,
     check_kind,
@@ -41,7 +42,7 @@ from .segments.plan import plan
 from .forms.sequential import Pass, Tokens, sequential
 from .forms.streaming import step
 
-# %% ../nbs/workshop/function.ipynb #bc645709
+# %% ../nbs/workshop/function.ipynb #0970d3d9
 IMPLEMENTATIONS = {"parallel": parallel, "sequential": sequential}
 
 
@@ -81,8 +82,7 @@ def one_pass(
     rules = replace(rules, size=segments if constant else None)
     check_blocks(rules, rules.size)
     about = about_of(memory, rules)
-    known = torch.amp.is_autocast_available(q.device.type)  # not on the meta device
-    with torch.autocast(q.device.type if known else "cpu", enabled=False):
+    with torch.autocast(q.device.type if q.device.type in CAST else "cpu", enabled=False):
         tokens = Tokens(q, k, v, u, read_coefficients(memory, coefficients, k))
         fits = about, k[:, 0].shape, v[:, 0].shape, k.device
         if cache is None:

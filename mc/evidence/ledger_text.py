@@ -28,7 +28,7 @@ def fewer(folder: str, steps: int, records: list[dict], more: str, less: str) ->
     spread = interval([of[less, s] - of[more, s] for s in both])
     return judged(spread, "bits per byte", 1, seeds(both), ours=words, records=files, command=command(folder))
 
-# %% ../../nbs/workshop/ledger_text.ipynb #222837eb
+# %% ../../nbs/workshop/ledger_text.ipynb #241ccb33
 def text(more: str, less: str = "none") -> Source:
     """Bits per byte that the model `more` needs fewer than `less`, seed by seed, after the longest training in which attention gains at
     least `GATE`; not testable at this scale where it never does, or only after a training that is too long for the others.
@@ -47,7 +47,7 @@ def text(more: str, less: str = "none") -> Source:
         too_long = gain[last].margin[0] >= GATE
         why = "but so long a training is too much for the other models" if too_long else f"less than the {GATE:g} from which on this is a test"
         words = f"Attention itself gains {gain[last].gap} after {last:,} steps, {why}."
-        shown = ours.get(last) or replace(gain[last], ours="", gap="")
+        shown = ours[max(ours)] if ours else replace(gain[last], ours="", gap="")
         files = tuple(dict.fromkeys(shown.records + gain[last].records))
         return replace(shown, said="not testable at this scale", records=files, margin=None, kind="", also=words)
 

@@ -26,7 +26,7 @@ from .peers import PeerFailed
 from .ratios import Comparison, Unbounded, digits
 from ...storage import load_json, save_json
 
-# %% ../../../nbs/workshop/speed_records.ipynb #1160fdc3
+# %% ../../../nbs/workshop/speed_records.ipynb #8f057f13
 Item = Comparison | Kept | Floors | Rates  # or what has their `run` and `reason`
 
 
@@ -54,7 +54,7 @@ def measure(
         checked(SpeedRecord, record, f"{path} is not a complete record: it")
         if not record["error"]:
             return record
-    made_by = provenance(command)  # before the code can change under a long run
+    made_by = provenance(command, settings.get("device", "cpu"))  # before the code can change under a long run
     start, found = time.perf_counter(), {"value": None, "low": None, "high": None}
     reached, limit, error = None, None, None
     try:
