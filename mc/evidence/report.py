@@ -31,18 +31,20 @@ from mc.evidence.scores import (  # noqa: F401
     variants,
 )
 
-# %% ../../nbs/workshop/results_pages.ipynb #9a46caa9
+# %% ../../nbs/workshop/results_pages.ipynb #a9cd5934
 def origin(records: list[dict]):
     "The command, commits, seeds, machine and days that `records` name."
     import pandas as pd
 
     told = lambda values: ", ".join(sorted({str(v) for v in values}))
+    on_gpu = lambda r: "gpu" in r.get("machine", {}) and r["settings"].get("device") == "cuda"
+    where = lambda r: r["machine"]["gpu"] if on_gpu(r) else r["device"]
     found = {
         "command": told(r["command"] for r in records),
         "commit": told(r["commit"] for r in records),
         "records": str(len(records)),
         "seeds": told(r["seed"] for r in records if "seed" in r),
-        "device": told(r["device"] for r in records),
+        "device": told(where(r) for r in records),
         "load": told(r["load"] for r in records if "load" in r),
         "torch": told(r["torch"] for r in records),
         "Python": told(r["python"] for r in records),
