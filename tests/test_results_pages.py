@@ -170,6 +170,14 @@ def test_extrapolation_answers_by_its_criterion(records, words, monkeypatch):
     assert re.search(words, said("extrapolation", monkeypatch, extrapolation=records), re.S)
 
 
+def test_larger_models_are_judged_by_the_same_criterion(monkeypatch):
+    sized = lambda n, **scores: [r | {"parameters": n, "settings": r["settings"] | {"model": {"num_layers": 4, "mixer": {"d_model": 256}}}} for r in runs(2048, 8192, **scores)]
+    text = said("extrapolation", monkeypatch, sized(3100, ssc=0.9), extrapolation=sized(100, ssc=0.9))
+    assert re.search(r"31 times as many\. By the same criterion: \*\*Yes.*SSC 0\.93, .*Of what was trained, the order is that of the small models\.", text, re.S)
+    with pytest.raises(AssertionError):                                           # what other pages say of the order would be wrong
+        said("extrapolation", monkeypatch, sized(3100, swla=0.9), extrapolation=sized(100, ssc=0.9))
+
+
 @pytest.mark.parametrize("before, after, words", [
     (runs(2048, 8192), runs(2048, 8192, training=1024, none=0.6, ssc=0.9), r"\*\*Both\.\*\*.* from 0.33 .* to 0.63 .* at 8,192 tokens.*\+0.300 .* over no caching"),
     (runs(2048, 8192), runs(2048, 8192, training=1024, none=0.9, ssc=0.9), r"\*\*Length of training\.\*\*"),

@@ -14,7 +14,7 @@ from .runs import DEVICES, TASKS, TEST_SEED, Run, check_tasks
 from .schema import Count, Rate, Sample, argument, several
 from .variants import Sizes, model_of
 
-# %% ../../nbs/workshop/experiments.ipynb #91703682
+# %% ../../nbs/workshop/experiments.ipynb #c51a035e
 SEARCH_SEED = 1000
 SEARCH_TEST_SEED = TEST_SEED + 2
 
@@ -22,7 +22,8 @@ SEARCH_TEST_SEED = TEST_SEED + 2
 @dataclass(frozen=True)
 class Experiment:
     """What all runs of an experiment share: `task` and `tests`, `sizes` of the models, `steps` of `batch` sequences. `rates` are tried for
-    `search_steps` each, and tested on at most `search_tokens` tokens of each test that is at most `search_length` long.
+    `search_steps` each, and tested on at most `search_tokens` tokens of each test that is at most `search_length` long. `device`: "cpu", or "cuda",
+    which processes that run at a time share.
     Raises `ValueError` that names what cannot be.
     """
 

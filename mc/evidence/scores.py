@@ -59,7 +59,7 @@ class Estimate:
         )
         return f"{mean} ({low} to {high})" if self.count > 1 else f"{mean} (one seed)"
 
-# %% ../../nbs/workshop/scores.ipynb #888bbca8
+# %% ../../nbs/workshop/scores.ipynb #c3bc13f7
 def ordered(records: list[dict]) -> list[dict]:
     "`records` in the order of `mc.figures.NAMES` and of their seeds."
     order = {name: i for i, name in enumerate(figures.NAMES)}
@@ -123,7 +123,7 @@ def looked_at(record: dict, **sizes) -> float | None:
 
 
 def looked_by_chance(record: dict, **sizes) -> float | None:
-    "What `looked_at` would be if every head [drew; None without a router, and for unequal segments."
+    "What `looked_at` would be if every head drew; None without a router, and for unequal segments."
     return by_chance(record, score_of(record, **sizes)) if routing(record, **sizes) else None
 
 
