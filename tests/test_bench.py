@@ -37,7 +37,7 @@ def tiny(folder, **changes):
     place.mkdir(parents=True)
     (place / "state_per_byte.ipynb").write_bytes((ROOT / "nbs/bench/state_per_byte.ipynb").read_bytes())
     small = dict(variants=VARIANTS, seeds=[0], num_layers=1, d_model=16, num_heads=2, segment_size=4, vocab_size=16, length=16, pairs=4, steps=4, batch=2,
-                 rates=[0.003, 0.01], search_steps=2, sequences=4, test_tokens=64, jobs=1)
+                 rates=[0.003, 0.01], search_steps=2, sequences=4, test_tokens=64, jobs=1, device="cpu")
     (place / "state_per_byte.yaml").write_text(yaml.safe_dump({"tiny": small | changes}))
     return ["bench", "state_per_byte", "--profile", "tiny", "--out", folder / "results", "--notebooks", place]
 
