@@ -176,6 +176,10 @@ def test_larger_models_are_judged_by_the_same_criterion(monkeypatch):
     assert re.search(r"31 times as many\. By the same criterion: \*\*Yes.*SSC 0\.93, .*Of what was trained, the order is that of the small models\.", text, re.S)
     with pytest.raises(AssertionError):                                           # what other pages say of the order would be wrong
         said("extrapolation", monkeypatch, sized(3100, swla=0.9), extrapolation=sized(100, ssc=0.9))
+    whole = sized(3100, swla=0.9)
+    for part in (whole[:1], whole[:-1], whole[1:]):                               # interrupted: nothing is said, and nothing stops the notebook that goes on
+        assert "times as many" not in said("extrapolation", monkeypatch, part, extrapolation=sized(100, ssc=0.9))
+    assert "times as many" not in said("extrapolation", monkeypatch, whole, extrapolation=[])
 
 
 @pytest.mark.parametrize("before, after, words", [
